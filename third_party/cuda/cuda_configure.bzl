@@ -1,0 +1,40 @@
+"""Finds the CUDA toolkit: $CUDA_PATH, else /usr/local/cuda. Without one, @cuda//:available is False and no CUDA target is built.
+
+@cuda//:cuda.bzl   CUDA_AVAILABLE, NVCC (path), CUDA_VERSION
+@cuda//:cudart     headers and the static run-time library (only with a toolkit)
+"""
+
+_BUILD = """
+package(default_visibility = ["//visibility:public"])
+exports_files(["cuda.bzl"])
+cc_library(
+    name = "cudart",
+    hdrs = glob(["include/*.h", "include/*.hpp", "include/crt/*", "include/nv/**"]),
+    includes = ["include"],
+    linkopts = ["-L{lib}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"],
+)
+"""
+
+_NO_BUILD = """
+package(default_visibility = ["//visibility:public"])
+exports_files(["cuda.bzl"])
+"""
+
+def _cuda_configure(ctx):
+    root = ctx.path(ctx.os.environ.get("CUDA_PATH", "/usr/local/cuda"))
+    nvcc = root.get_child("bin").get_child("nvcc")
+    version = ""
+    if nvcc.exists:
+        out = ctx.execute([str(nvcc), "--version"]).stdout
+        version = out.split("release ")[-1].split(",")[0] if "release " in out else "unknown"
+        ctx.symlink(root.get_child("include"), "include")
+        ctx.file("BUILD", _BUILD.format(lib = str(root.get_child("lib64"))))
+    else:
+        ctx.file("BUILD", _NO_BUILD)
+    ctx.file("cuda.bzl", 'CUDA_AVAILABLE = %s\nNVCC = "%s"\nCUDA_VERSION = "%s"\n' % (nvcc.exists, str(nvcc), version))
+
+cuda_configure = repository_rule(
+    implementation = _cuda_configure,
+    environ = ["CUDA_PATH"],
+    local = True,
+)

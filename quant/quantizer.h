@@ -1,0 +1,74 @@
+// Quantizer: a registered scheme that turns blocks of keys or values into
+// packed bytes and back.
+//
+// Two steps, because a plan must be readable without the config that made it:
+// FormatFor answers which QuantFormat the scheme uses for a number of bits (an
+// allocator asks for its effective bits); MakeCodec answers with the code that
+// reads and writes a QuantFormat.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "quant/quant_format.pb.h"
+
+namespace kvmix {
+
+enum class Side { kKey, kValue };
+inline const char* SideName(Side side) {
+  return side == Side::kKey ? "keys" : "values";
+}
+
+// Bytes of one full packed block, by cause.
+struct BlockBytes {
+  int64_t codes = 0;
+  int64_t scales = 0;
+  int64_t zeros = 0;
+  int64_t total() const { return codes + scales + zeros; }
+};
+
+// Packs tokens of one KV head. D = head_dim. A block has room for
+// block_tokens() tokens and is written in multiples of granularity() tokens,
+// oldest first: a per-channel format at once (granularity == block_tokens), a
+// per-token format token by token (granularity 1). What is written never
+// depends on how the tokens arrived. Thread-safe.
+class BlockCodec {
+ public:
+  virtual ~BlockCodec() = default;
+  virtual int block_tokens() const = 0;
+  virtual int granularity() const = 0;
+  virtual BlockBytes bytes() const = 0;
+  // Quantizes x [count, D] into tokens [first, first + count) of `block`
+  // (bytes().total() bytes, 4-byte aligned).
+  virtual void Encode(const float* x, int first, int count,
+                      uint8_t* block) const = 0;
+  // x [count, D] = tokens [first, first + count) of `block`.
+  virtual void Decode(const uint8_t* block, int first, int count,
+                      float* x) const = 0;
+  // Bits an element takes, scales and zero points included.
+  double effective_bits(int head_dim) const {
+    return 8.0 * bytes().total() /
+           (static_cast<double>(block_tokens()) * head_dim);
+  }
+};
+
+class Quantizer {
+ public:
+  virtual ~Quantizer() = default;
+  // Errors: bits that the scheme does not offer for this side and head_dim. 16
+  // gives the unquantized format.
+  virtual absl::StatusOr<QuantFormat> FormatFor(Side side, int bits,
+                                                int head_dim) const = 0;
+  // Errors: a format of another scheme, or one that head_dim or the rules of
+  // the scheme do not allow.
+  virtual absl::StatusOr<std::unique_ptr<BlockCodec>> MakeCodec(
+      const QuantFormat& format, int head_dim) const = 0;
+};
+
+// The codec of any format whose quantizer is linked. Must not be called for
+// bits == 16.
+absl::StatusOr<std::unique_ptr<BlockCodec>> MakeBlockCodec(
+    const QuantFormat& format, int head_dim);
+
+}  // namespace kvmix

@@ -1,0 +1,37 @@
+// Causal attention of a chunk's queries over a KvCache that already holds the
+// chunk's keys and values.
+//
+// The last T tokens of the cache are the chunk's own: query t sees tokens [0, n
+// - T + t], n = tokens in the cache, and of those only the last sliding_window
+// if that is not 0. GQA: query head h reads KV head h / (H / G), without
+// copies.
+#pragma once
+
+#include <cstdint>
+
+#include "absl/types/span.h"
+#include "attention/kv_cache.h"
+#include "kvmix/base/thread_pool.h"
+
+namespace kvmix {
+
+struct AttentionOptions {
+  int num_heads = 0;           // H
+  float scale = 0;             // usually 1 / sqrt(D)
+  int64_t sliding_window = 0;  // 0: none
+};
+
+// One sequence of a batch. queries, out: [T, H, D] float.
+struct AttentionItem {
+  const KvCache* cache = nullptr;
+  int64_t num_tokens = 0;  // T
+  const float* queries = nullptr;
+  float* out = nullptr;
+};
+
+// Results do not depend on the number of threads, nor on what else is in the
+// batch.
+void Attention(int layer, absl::Span<const AttentionItem> batch,
+               const AttentionOptions& options, ThreadPool& threads);
+
+}  // namespace kvmix

@@ -1,0 +1,34 @@
+// Gradients of the language-model loss for the importance estimators: one
+// forward and one backward pass give those of all layers' W_k, W_v and cached K
+// and V states. Only each layer's input is kept; its activations are
+// recomputed.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "kvmix/layer_trace.h"
+#include "models/transformer.h"
+
+namespace kvmix {
+
+struct TraceOptions {
+  SignalSet signals;
+  // The loss is the mean cross-entropy of token t + label_shift given tokens up
+  // to t.
+  int label_shift = 1;
+  int prompt = 0;  // copied into the traces
+};
+
+// Shows `observe` one LayerTrace for each layer (last layer first if gradients
+// are needed) and returns the loss in nats. Errors: fewer than label_shift + 1
+// tokens, a token outside the vocabulary, too long a prompt, a loss or gradient
+// that is not finite.
+absl::StatusOr<double> TraceLayers(
+    Transformer& model, absl::Span<const int32_t> tokens,
+    const TraceOptions& options,
+    const std::function<absl::Status(const LayerTrace&)>& observe);
+
+}  // namespace kvmix

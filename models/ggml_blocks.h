@@ -16,13 +16,11 @@
 //                  8: nibbles[16]                                 d * q + m
 // Q8_0   32   34   0: half d   2: i8 q[32]                        d * q
 // Q4_K   256  144  0: half d   2: half dmin   4: scales[12]
-//                  16: nibbles[128]                        (d * s) * q - dmin *
-//                  t
+//                  16: nibbles[128]                    (d * s) * q - (dmin * t)
 // Q5_K   256  176  0: half d   2: half dmin   4: scales[12]
-//                  16: high[32]   48: nibbles[128]         (d * s) * q - dmin *
-//                  t
+//                  16: high[32]   48: nibbles[128]     (d * s) * q - (dmin * t)
 // Q6_K   256  210  0: low[128]   128: high[64]   192: i8 s[16]
-//                  208: half d                            (d * s) * (q - 32)
+//                  208: half d                         (d * s) * (q - 32)
 //
 // Q4_*, Q5_*: element i < 16 is the low nibble of byte i, element i >= 16 the
 // high nibble of byte i - 16; bit i of `high` is the fifth bit of element i.
@@ -30,11 +28,11 @@
 // Q4_K, Q5_K: 8 sub-blocks of 32 elements, each with a 6-bit scale s and
 // minimum t. Sub-blocks 2p and 2p+1 are the low and the high nibbles of bytes
 // [32p, 32p + 32). Bit k of high[j] is the fifth bit of element j of sub-block
-// k. The twelve bytes of scales, bits from the top (A = s[0] .. H = s[7], small
-// letters t):  0..3: EEAAAAAA FFBBBBBB GGCCCCCC HHDDDDDD
-//              4..7: eeaaaaaa ffbbbbbb ggcccccc hhdddddd
-//              8..11: eeeeEEEE ffffFFFF ggggGGGG hhhhHHHH
-// where the two-bit fields hold the upper bits of the value named.
+// k. The twelve bytes of scales, most significant bit first (A = s[0] .. H =
+// s[7], small letters t; a two-bit field holds the upper bits of its value):
+//   0..3: EEAAAAAA FFBBBBBB GGCCCCCC HHDDDDDD
+//   4..7: eeaaaaaa ffbbbbbb ggcccccc hhdddddd
+//   8..11: eeeeEEEE ffffFFFF ggggGGGG hhhhHHHH
 //
 // Q6_K: two halves of 128 elements; half h has low[64h ..], high[32h ..] and
 // s[8h ..]. Element 32g + j of a half (g < 4): low nibble (g < 2) or high

@@ -29,6 +29,14 @@
 
 namespace kvmix {
 
+// A checked metadata value as it lies in the file.
+struct GgufValue {
+  uint32_t type;
+  uint32_t element_type;    // of an array
+  uint64_t count;           // of an array
+  absl::string_view bytes;  // the value, or the array's elements
+};
+
 // Keys and typed values. What is returned as a view lives as long as the
 // GgufFile or any copy of the shared pointer to this object.
 class GgufMetadata {
@@ -38,7 +46,7 @@ class GgufMetadata {
 
   // T is one of
   //   bool, absl::string_view
-  //   int64_t (any integer type whose value fits)
+  //   int64_t (any integer type, below 2^63)
   //   double (f32 or f64)
   //   std::vector<absl::string_view>, std::vector<int64_t>, std::vector<double>
   // A missing key is a NotFoundError; another type an InvalidArgumentError that
@@ -55,15 +63,9 @@ class GgufMetadata {
 
  private:
   friend class GgufFile;
-  struct Value {
-    uint32_t type;
-    uint32_t element_type;    // of an array
-    uint64_t count;           // 1, or an array's length
-    absl::string_view bytes;  // the value or the array's elements, checked
-  };
-  absl::StatusOr<const Value*> Find(absl::string_view key) const;
+  absl::StatusOr<const GgufValue*> Find(absl::string_view key) const;
 
-  absl::flat_hash_map<absl::string_view, Value> values_;
+  absl::flat_hash_map<absl::string_view, GgufValue> values_;
   std::shared_ptr<const void> owner_;  // keeps the viewed bytes alive
 };
 
@@ -88,8 +90,7 @@ class GgufFile final : public WeightSource {
  private:
   struct Placement {
     const uint8_t* data;
-    int64_t interleaved_heads;  // heads whose rows are permuted; 0: none
-    int64_t head_dim;
+    int64_t interleaved_head_dim;  // 0: rows are in rotate-half order
   };
 
   GgufFile() = default;

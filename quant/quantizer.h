@@ -32,7 +32,8 @@ struct BlockBytes {
 // block_tokens() tokens and is written in multiples of granularity() tokens,
 // oldest first: a per-channel format at once (granularity == block_tokens), a
 // per-token format token by token (granularity 1). What is written never
-// depends on how the tokens arrived. Thread-safe.
+// depends on how the tokens arrived. `first` and `count` below are multiples of
+// granularity(). Thread-safe.
 class BlockCodec {
  public:
   virtual ~BlockCodec() = default;
@@ -46,6 +47,11 @@ class BlockCodec {
   // x [count, D] = tokens [first, first + count) of `block`.
   virtual void Decode(const uint8_t* block, int first, int count,
                       float* x) const = 0;
+  // The same numbers transposed: x [D, stride], token t in column t - first.
+  // Attention reads keys so; a scheme whose groups run along tokens has them
+  // so.
+  virtual void DecodeTransposed(const uint8_t* block, int first, int count,
+                                float* x, int64_t stride) const = 0;
   // Bits an element takes, scales and zero points included.
   double effective_bits(int head_dim) const {
     return 8.0 * bytes().total() /

@@ -1,0 +1,360 @@
+// Attention in tiles, with an online softmax (FlashAttention: Dao et al., arXiv
+// 2205.14135).
+//
+// A task is some queries of one sequence, all query heads of one KV head, and a
+// range of cached tokens. It walks the range in tiles of at most kTileTokens
+// tokens; a tile's keys and values are decoded once, for all rows of the task.
+// A chunk of few queries is cut along the cache instead ("split-KV"), so that
+// one long sequence keeps all threads busy; the ranges' partial results are
+// combined in order. Tasks, ranges and tiles follow from the sequence alone,
+// never from the threads or the batch.
+#include "attention/attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "attention/attention_kernels.h"
+#include "attention/kv_cache_layer.h"
+#include "hwy/aligned_allocator.h"
+#include "kvmix/base/check.h"
+
+namespace kvmix {
+namespace {
+
+constexpr int kRowsPerTask = 64;        // query rows of a task, about
+constexpr int kMaxQueriesOfSplit = 16;  // more queries: no split-KV
+constexpr int64_t kSplitTokens = 512;
+
+struct Task {
+  int item = 0;
+  int kv_head = 0;
+  int64_t first_query = 0, num_queries = 0;  // of the chunk
+  int64_t first_token = 0, last_token = 0;   // of the cache, [first, last)
+  int64_t partial = -1;  // first row of its partial results; -1: none
+};
+
+// What a range of the cache adds to some rows, before normalisation.
+struct Partials {
+  std::vector<float> max, sum;  // [rows]
+  std::vector<float> out;       // [rows, D]
+};
+
+// Memory of one thread, reused.
+class Scratch {
+ public:
+  float* queries() { return part_[0].get(); }     // [rows, D]
+  float* keys() { return part_[1].get(); }        // [D, kTileTokens]
+  float* values() { return part_[2].get(); }      // [kTileTokens, D]
+  float* scores() { return part_[3].get(); }      // [rows, kTileTokens]
+  float* out() { return part_[4].get(); }         // [rows, D]
+  float* max() { return part_[5].get(); }         // [rows]
+  float* sum() { return part_[6].get(); }         // [rows]
+  float* rescale() { return part_[7].get(); }     // [rows]
+  std::vector<float>& block() { return block_; }  // a whole decoded block
+
+  void Reserve(int rows, int head_dim) {
+    const size_t r = rows, d = head_dim;
+    const size_t sizes[] = {
+        r * d, d * kTileTokens, d * kTileTokens, r * kTileTokens, r * d, r, r,
+        r};
+    for (int i = 0; i < kParts; ++i) {
+      if (sizes[i] <= size_[i]) continue;
+      part_[i] = hwy::AllocateAligned<float>(sizes[i]);
+      KVMIX_CHECK(part_[i] != nullptr) << "out of memory";
+      std::fill_n(part_[i].get(), sizes[i], 0.0f);
+      size_[i] = sizes[i];
+    }
+  }
+
+ private:
+  static constexpr int kParts = 8;
+  hwy::AlignedFreeUniquePtr<float[]> part_[kParts];
+  size_t size_[kParts] = {};
+  std::vector<float> block_;
+};
+
+Scratch& ThreadScratch() {
+  thread_local Scratch scratch;
+  return scratch;
+}
+
+// The end of the tile that starts at `first`: whole pieces while they fit, so
+// that no packed block is decoded twice.
+int64_t TileEnd(const KvStream& keys, int64_t first, int64_t limit) {
+  int64_t end = first;
+  while (end < limit) {
+    const int64_t next = end + keys.PieceAt(end).num_tokens;
+    if (next - first > kTileTokens) break;
+    end = next;
+  }
+  if (end == first) end = first + kTileTokens;
+  return std::min(end, limit);
+}
+
+// Tokens [first, last) as they are read: keys [D, kTileTokens], values [n, D].
+class TileReader {
+ public:
+  TileReader(int head_dim, Scratch& scratch)
+      : head_dim_(head_dim), scratch_(scratch) {}
+
+  void ReadKeys(const KvStream& stream, int64_t first, int64_t last) const {
+    ForEachPiece(stream, first, last, [&](int64_t t, const auto& piece, int n) {
+      float* x = scratch_.keys() + t;
+      if (piece.half != nullptr) {
+        HalfToFloatTransposed(piece.half, n, head_dim_, x, kTileTokens);
+      } else if (IsWhole(stream, piece.first, n)) {
+        stream.codec()->DecodeTransposed(piece.block, piece.first, n, x,
+                                         kTileTokens);
+      } else {
+        const float* rows =
+            DecodeBlock(stream, piece.block) + int64_t{piece.first} * head_dim_;
+        for (int i = 0; i < n; ++i)
+          for (int d = 0; d < head_dim_; ++d)
+            x[d * kTileTokens + i] = rows[int64_t{i} * head_dim_ + d];
+      }
+    });
+  }
+
+  void ReadValues(const KvStream& stream, int64_t first, int64_t last) const {
+    ForEachPiece(stream, first, last, [&](int64_t t, const auto& piece, int n) {
+      float* x = scratch_.values() + t * head_dim_;
+      if (piece.half != nullptr) {
+        HalfToFloat(piece.half, int64_t{n} * head_dim_, x);
+      } else if (IsWhole(stream, piece.first, n)) {
+        stream.codec()->Decode(piece.block, piece.first, n, x);
+      } else {
+        std::copy_n(
+            DecodeBlock(stream, piece.block) + int64_t{piece.first} * head_dim_,
+            int64_t{n} * head_dim_, x);
+      }
+    });
+  }
+
+ private:
+  // body(offset in the tile, piece, tokens of it)
+  template <typename Body>
+  static void ForEachPiece(const KvStream& stream, int64_t first, int64_t last,
+                           const Body& body) {
+    for (int64_t t = first; t < last;) {
+      const KvStream::Piece piece = stream.PieceAt(t);
+      const int64_t n = std::min(piece.num_tokens, last - t);
+      body(t - first, piece, static_cast<int>(n));
+      t += n;
+    }
+  }
+
+  static bool IsWhole(const KvStream& stream, int first, int count) {
+    const int granularity = stream.codec()->granularity();
+    return first % granularity == 0 && count % granularity == 0;
+  }
+
+  // All tokens of a block that cannot be decoded in part. [block_tokens, D]
+  const float* DecodeBlock(const KvStream& stream, const uint8_t* block) const {
+    const int tokens = stream.codec()->block_tokens();
+    scratch_.block().resize(static_cast<size_t>(tokens) * head_dim_);
+    stream.codec()->Decode(block, 0, tokens, scratch_.block().data());
+    return scratch_.block().data();
+  }
+
+  const int head_dim_;
+  Scratch& scratch_;
+};
+
+class LayerAttention {
+ public:
+  LayerAttention(int layer, absl::Span<const AttentionItem> batch,
+                 const AttentionOptions& options, ThreadPool& threads)
+      : layer_(layer), batch_(batch), options_(options), threads_(threads) {}
+
+  void Run() {
+    if (batch_.empty()) return;
+    for (int i = 0; i < static_cast<int>(batch_.size()); ++i) Plan(i);
+    partials_.max.resize(num_partials_);
+    partials_.sum.resize(num_partials_);
+    partials_.out.resize(num_partials_ * batch_[0].cache->shape().head_dim);
+    threads_.ParallelFor(static_cast<int64_t>(tasks_.size()),
+                         [this](int64_t task, int) { Attend(tasks_[task]); });
+    for (size_t i = 0; i < tasks_.size();) i = Combine(i);
+  }
+
+ private:
+  void Plan(int item);
+  void Attend(const Task& task);
+  size_t Combine(size_t first);
+  void ReadQueries(const Task& task, Scratch& scratch) const;
+  void MaskTile(const Task& task, int64_t first, int64_t last,
+                float* scores) const;
+
+  const CacheShape& ShapeOf(const Task& task) const {
+    return batch_[task.item].cache->shape();
+  }
+  // Query heads of a KV head.
+  int GroupOf(const Task& task) const {
+    return options_.num_heads / ShapeOf(task).num_kv_heads;
+  }
+  int RowsOf(const Task& task) const {
+    return static_cast<int>(task.num_queries) * GroupOf(task);
+  }
+  // Tokens that query t of the chunk sees: [first, last).
+  int64_t LastVisible(const AttentionItem& item, int64_t t) const {
+    return item.cache->num_tokens(layer_) - item.num_tokens + t + 1;
+  }
+  int64_t FirstVisible(const AttentionItem& item, int64_t t) const {
+    return options_.sliding_window == 0
+               ? 0
+               : std::max<int64_t>(
+                     0, LastVisible(item, t) - options_.sliding_window);
+  }
+  // Where row r of a task lies in queries and out, [T, H, D].
+  int64_t OffsetOf(const Task& task, int r) const {
+    const int group = GroupOf(task);
+    return ((task.first_query + r / group) * options_.num_heads +
+            task.kv_head * group + r % group) *
+           ShapeOf(task).head_dim;
+  }
+
+  const int layer_;
+  const absl::Span<const AttentionItem> batch_;
+  const AttentionOptions& options_;
+  ThreadPool& threads_;
+  std::vector<Task> tasks_;
+  Partials partials_;
+  int64_t num_partials_ = 0;  // rows
+};
+
+void LayerAttention::Plan(int index) {
+  const AttentionItem& item = batch_[index];
+  const CacheShape& shape = item.cache->shape();
+  KVMIX_CHECK(options_.num_heads % shape.num_kv_heads == 0);
+  KVMIX_CHECK(shape.head_dim == batch_[0].cache->shape().head_dim);
+  const int group = options_.num_heads / shape.num_kv_heads;
+  const int64_t num_tokens = item.cache->num_tokens(layer_);
+  KVMIX_CHECK(item.num_tokens > 0 && item.num_tokens <= num_tokens);
+  const int64_t range =
+      item.num_tokens > kMaxQueriesOfSplit ? num_tokens : kSplitTokens;
+  const int64_t step = std::max(1, kRowsPerTask / group);
+  for (int head = 0; head < shape.num_kv_heads; ++head) {
+    for (int64_t query = 0; query < item.num_tokens; query += step) {
+      Task task{.item = index,
+                .kv_head = head,
+                .first_query = query,
+                .num_queries = std::min(step, item.num_tokens - query)};
+      const int64_t begin = FirstVisible(item, query);
+      const int64_t end = LastVisible(item, query + task.num_queries - 1);
+      const bool split = begin / range != (end - 1) / range;
+      for (int64_t first = begin; first < end; first = task.last_token) {
+        task.first_token = first;
+        task.last_token = std::min(end, (first / range + 1) * range);
+        if (split) {
+          task.partial = num_partials_;
+          num_partials_ += RowsOf(task);
+        }
+        tasks_.push_back(task);
+      }
+    }
+  }
+}
+
+void LayerAttention::ReadQueries(const Task& task, Scratch& scratch) const {
+  const int head_dim = ShapeOf(task).head_dim;
+  for (int r = 0; r < RowsOf(task); ++r) {
+    const float* query = batch_[task.item].queries + OffsetOf(task, r);
+    float* row = scratch.queries() + r * head_dim;
+    for (int d = 0; d < head_dim; ++d) row[d] = query[d] * options_.scale;
+  }
+}
+
+void LayerAttention::MaskTile(const Task& task, int64_t first, int64_t last,
+                              float* scores) const {
+  const AttentionItem& item = batch_[task.item];
+  const int group = GroupOf(task);
+  const int padded = PaddedTokens(static_cast<int>(last - first));
+  for (int r = 0; r < RowsOf(task); ++r, scores += kTileTokens) {
+    const int64_t query = task.first_query + r / group;
+    const int64_t from =
+        std::clamp(FirstVisible(item, query) - first, int64_t{0}, last - first);
+    const int64_t to =
+        std::clamp(LastVisible(item, query) - first, int64_t{0}, last - first);
+    std::fill(scores, scores + from, kMaskedScore);
+    std::fill(scores + to, scores + padded, kMaskedScore);
+  }
+}
+
+void LayerAttention::Attend(const Task& task) {
+  const int head_dim = ShapeOf(task).head_dim, rows = RowsOf(task);
+  const AttentionItem& item = batch_[task.item];
+  const KvCache::Layer& layer = item.cache->layer(layer_);
+  const KvStream& keys = layer.keys[task.kv_head];
+  const KvStream& values = layer.values[task.kv_head];
+  Scratch& s = ThreadScratch();
+  s.Reserve(rows, head_dim);
+  ReadQueries(task, s);
+  std::fill_n(s.max(), rows, kNoScore);
+  std::fill_n(s.sum(), rows, 0.0f);
+  std::fill_n(s.out(), int64_t{rows} * head_dim, 0.0f);
+
+  const TileReader reader(head_dim, s);
+  for (int64_t first = task.first_token; first < task.last_token;) {
+    const int64_t last = TileEnd(keys, first, task.last_token);
+    const int tokens = static_cast<int>(last - first);
+    reader.ReadKeys(keys, first, last);
+    ScoreTile(s.queries(), rows, head_dim, s.keys(), tokens, s.scores());
+    MaskTile(task, first, last, s.scores());
+    SoftmaxTile(s.scores(), rows, tokens, s.max(), s.sum(), s.rescale());
+    reader.ReadValues(values, first, last);
+    AccumulateTile(s.scores(), s.rescale(), rows, s.values(), tokens, head_dim,
+                   s.out());
+    first = last;
+  }
+
+  if (task.partial >= 0) {
+    std::copy_n(s.max(), rows, partials_.max.data() + task.partial);
+    std::copy_n(s.sum(), rows, partials_.sum.data() + task.partial);
+    std::copy_n(s.out(), int64_t{rows} * head_dim,
+                partials_.out.data() + task.partial * head_dim);
+    return;
+  }
+  for (int r = 0; r < rows; ++r) {
+    float* out = item.out + OffsetOf(task, r);
+    const float* row = s.out() + r * head_dim;
+    for (int d = 0; d < head_dim; ++d) out[d] = row[d] / s.sum()[r];
+  }
+}
+
+// Combines the ranges of the rows of task `first`; returns the next task.
+size_t LayerAttention::Combine(size_t first) {
+  const Task& task = tasks_[first];
+  if (task.partial < 0) return first + 1;
+  size_t end = first + 1;
+  while (end < tasks_.size() && tasks_[end].item == task.item &&
+         tasks_[end].kv_head == task.kv_head &&
+         tasks_[end].first_query == task.first_query)
+    ++end;
+  const int head_dim = ShapeOf(task).head_dim;
+  for (int r = 0; r < RowsOf(task); ++r) {
+    float max = kNoScore, sum = 0;
+    for (size_t i = first; i < end; ++i)
+      max = std::max(max, partials_.max[tasks_[i].partial + r]);
+    float* out = batch_[task.item].out + OffsetOf(task, r);
+    std::fill_n(out, head_dim, 0.0f);
+    for (size_t i = first; i < end; ++i) {
+      const int64_t row = tasks_[i].partial + r;
+      const float weight = std::exp(partials_.max[row] - max);
+      sum += partials_.sum[row] * weight;
+      for (int d = 0; d < head_dim; ++d)
+        out[d] += weight * partials_.out[row * head_dim + d];
+    }
+    for (int d = 0; d < head_dim; ++d) out[d] /= sum;
+  }
+  return end;
+}
+
+}  // namespace
+
+void Attention(int layer, absl::Span<const AttentionItem> batch,
+               const AttentionOptions& options, ThreadPool& threads) {
+  LayerAttention(layer, batch, options, threads).Run();
+}
+
+}  // namespace kvmix

@@ -1,0 +1,306 @@
+#include "attention/attention.h"
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "attention/attention_reference.h"
+#include "attention/kv_cache_layer.h"
+#include "attention/test_policies.h"
+#include "kvmix/base/random.h"
+#include "kvmix/base/status_matchers.h"
+
+namespace kvmix {
+namespace {
+
+using testing::KeepAll;
+using testing::KeepRecent;
+using testing::KeepRecentOptions;
+using testing::ReferenceAttention;
+
+QuantFormat PerChannel(int bits, int group_size) {
+  QuantFormat format;
+  format.set_quantizer("group_affine");
+  format.set_bits(bits);
+  format.set_group_size(group_size);
+  format.set_axis(QuantFormat::PER_CHANNEL);
+  return format;
+}
+QuantFormat PerToken(int bits, int group_size) {
+  QuantFormat format = PerChannel(bits, group_size);
+  format.set_axis(QuantFormat::PER_TOKEN);
+  return format;
+}
+QuantFormat ThreeBitWords() {
+  QuantFormat format = PerChannel(3, 11);
+  format.set_packing(QuantFormat::KVMIX_3BIT_11);
+  return format;
+}
+QuantFormat Unquantized() {
+  QuantFormat format;
+  format.set_bits(16);
+  return format;
+}
+
+struct Case {
+  std::string name;
+  int kv_heads = 1, group = 1, head_dim = 64;  // G, H / G, D
+  int64_t cached = 0;                          // tokens before the chunk
+  int64_t chunk = 1;                           // T
+  QuantFormat key = Unquantized(), value = Unquantized();
+  KeepRecentOptions recency = {};
+  int64_t sliding_window = 0;
+};
+
+// The one list that tests and benchmarks of attention may draw from.
+std::vector<Case> Cases() {
+  return {
+      {.name = "first_token"},
+      {.name = "half_decode", .kv_heads = 3, .group = 3, .cached = 100},
+      {.name = "half_prefill", .kv_heads = 3, .group = 3, .chunk = 130},
+      {.name = "half_chunk_after_cache",
+       .kv_heads = 2,
+       .group = 4,
+       .cached = 77,
+       .chunk = 40},
+      {.name = "decode_k3v2_split_ranges",
+       .kv_heads = 2,
+       .group = 8,
+       .cached = 1800,
+       .key = PerChannel(3, 32),
+       .value = PerToken(2, 32)},
+      {.name = "decode_k2v4_everything_packed",
+       .kv_heads = 1,
+       .group = 4,
+       .head_dim = 128,
+       .cached = 255,
+       .key = PerChannel(2, 32),
+       .value = PerToken(4, 32)},
+      {.name = "decode_eleven_token_words",
+       .kv_heads = 2,
+       .group = 3,
+       .cached = 1100,
+       .key = ThreeBitWords(),
+       .value = PerToken(4, 16),
+       .recency = {.ratio = 0.2, .sinks = 4}},
+      {.name = "prefill_over_packed",
+       .kv_heads = 2,
+       .group = 3,
+       .head_dim = 32,
+       .cached = 300,
+       .chunk = 70,
+       .key = PerChannel(4, 32),
+       .value = PerToken(4, 32),
+       .recency = {.keep = 20, .sinks = 4}},
+      {.name = "axes_swapped",
+       .kv_heads = 1,
+       .group = 2,
+       .head_dim = 48,
+       .cached = 200,
+       .chunk = 3,
+       .key = PerToken(5, 24),
+       .value = PerChannel(7, 40)},
+      {.name = "group_longer_than_a_tile",
+       .kv_heads = 1,
+       .group = 1,
+       .head_dim = 40,
+       .cached = 700,
+       .chunk = 18,
+       .key = PerChannel(8, 150),
+       .value = PerChannel(6, 100)},
+      {.name = "keys_half_values_packed",
+       .kv_heads = 2,
+       .group = 1,
+       .head_dim = 256,
+       .cached = 90,
+       .chunk = 2,
+       .value = PerToken(1, 64)},
+      {.name = "sinks_only",
+       .kv_heads = 1,
+       .group = 3,
+       .cached = 40,
+       .key = PerChannel(2, 32),
+       .value = PerToken(2, 32),
+       .recency = {.sinks = 64}},
+      {.name = "sliding_window_decode",
+       .kv_heads = 2,
+       .group = 2,
+       .cached = 1500,
+       .key = PerChannel(2, 32),
+       .value = PerToken(2, 32),
+       .sliding_window = 700},
+      {.name = "sliding_window_prefill",
+       .kv_heads = 1,
+       .group = 4,
+       .head_dim = 80,
+       .cached = 60,
+       .chunk = 150,
+       .recency = {},
+       .sliding_window = 33},
+      {.name = "sliding_window_of_one",
+       .cached = 130,
+       .chunk = 30,
+       .sliding_window = 1},
+      {.name = "split_chunk_of_many_rows",
+       .kv_heads = 1,
+       .group = 8,
+       .head_dim = 32,
+       .cached = 1030,
+       .chunk = 12,
+       .key = PerChannel(2, 64),
+       .value = PerToken(2, 32)},
+  };
+}
+
+std::vector<float> Normals(int64_t n, uint64_t stream) {
+  CounterRandom random(7, stream);
+  std::vector<float> x(n);
+  for (float& v : x) v = static_cast<float>(random.Normal());
+  return x;
+}
+
+// All tokens of one side as stored, [N, G, D].
+std::vector<float> Stored(const std::pmr::vector<KvStream>& streams, int D) {
+  const int64_t G = static_cast<int64_t>(streams.size());
+  const int64_t N = streams[0].num_tokens();
+  std::vector<float> x(N * G * D);
+  for (int64_t g = 0; g < G; ++g) {
+    for (int64_t t = 0; t < N;) {
+      const KvStream::Piece piece = streams[g].PieceAt(t);
+      std::vector<float> rows(piece.num_tokens * D);
+      if (piece.half != nullptr) {
+        for (size_t i = 0; i < rows.size(); ++i)
+          rows[i] = ToFloat(piece.half[i]);
+      } else {
+        streams[g].codec()->Decode(piece.block, piece.first,
+                                   static_cast<int>(piece.num_tokens),
+                                   rows.data());
+      }
+      for (int64_t i = 0; i < piece.num_tokens; ++i)
+        for (int d = 0; d < D; ++d)
+          x[((t + i) * G + g) * D + d] = rows[i * D + d];
+      t += piece.num_tokens;
+    }
+  }
+  return x;
+}
+
+// A sequence that has just appended its chunk.
+struct Sequence {
+  std::unique_ptr<KvCache> cache;
+  std::vector<float> queries, out;
+  AttentionItem item;
+  AttentionOptions options;
+
+  void Attend(ThreadPool& threads) {
+    Attention(0, {&item, 1}, options, threads);
+  }
+};
+
+Sequence MakeSequence(const Case& c, uint64_t stream = 0) {
+  const CacheShape shape{
+      .num_layers = 1, .num_kv_heads = c.kv_heads, .head_dim = c.head_dim};
+  CachePlan plan;
+  *plan.add_layer()->mutable_key() = c.key;
+  *plan.mutable_layer(0)->mutable_value() = c.value;
+  Sequence s;
+  auto cache =
+      KvCache::Create(shape, plan, std::make_shared<KeepRecent>(c.recency),
+                      std::make_shared<KeepAll>());
+  EXPECT_OK(cache);
+  s.cache = *std::move(cache);
+  const int64_t row = int64_t{c.kv_heads} * c.head_dim;
+  const auto append = [&](int64_t n, uint64_t own) {
+    const auto keys = Normals(n * row, own);
+    const auto values = Normals(n * row, own + 1);
+    EXPECT_OK(s.cache->Append(0, n, keys.data(), values.data()));
+  };
+  if (c.cached > 0) {
+    append(c.cached, 100 * stream + 10);
+    EXPECT_OK(s.cache->FinishChunk(0));
+  }
+  append(c.chunk, 100 * stream + 20);
+  s.options = {.num_heads = c.kv_heads * c.group,
+               .scale = 1 / std::sqrt(static_cast<float>(c.head_dim)),
+               .sliding_window = c.sliding_window};
+  s.queries = Normals(c.chunk * row * c.group, 100 * stream + 99);
+  s.out.resize(s.queries.size());
+  s.item = {.cache = s.cache.get(),
+            .num_tokens = c.chunk,
+            .queries = s.queries.data(),
+            .out = s.out.data()};
+  return s;
+}
+
+class AttentionTest : public ::testing::TestWithParam<Case> {};
+
+// A score's rounding error e makes a relative error e in a weight, so the error
+// of the output is bounded by a few float epsilons times (1 + the score's
+// condition) times the largest value.
+TEST_P(AttentionTest, MatchesReference) {
+  const Case& c = GetParam();
+  Sequence s = MakeSequence(c);
+  ThreadPool threads(1);
+  s.Attend(threads);
+  const std::vector<float> keys = Stored(s.cache->layer(0).keys, c.head_dim);
+  const std::vector<float> values =
+      Stored(s.cache->layer(0).values, c.head_dim);
+  std::vector<double> condition;
+  const std::vector<double> expected = ReferenceAttention{
+      .num_heads = c.kv_heads * c.group,
+      .num_kv_heads = c.kv_heads,
+      .head_dim = c.head_dim,
+      .scale = s.options.scale,
+      .sliding_window = c.sliding_window}(s.queries, keys, values, &condition);
+  float largest = 0;
+  for (float v : values) largest = std::max(largest, std::fabs(v));
+  double worst = 0;
+  for (size_t i = 0; i < s.out.size(); ++i) {
+    const double unit = std::numeric_limits<float>::epsilon() * largest *
+                        (1 + condition[i / c.head_dim]);
+    worst = std::max(worst, std::fabs(s.out[i] - expected[i]) / unit);
+  }
+  EXPECT_LT(worst, 1.0);
+  RecordProperty("worst", std::to_string(worst));
+}
+
+TEST_P(AttentionTest, DoesNotDependOnThreads) {
+  Sequence s = MakeSequence(GetParam());
+  ThreadPool one(1);
+  s.Attend(one);
+  const std::vector<float> expected = s.out;
+  for (int n : {2, 3, 5}) {
+    ThreadPool threads(n);
+    s.out.assign(s.out.size(), -1.0f);
+    s.Attend(threads);
+    EXPECT_EQ(s.out, expected) << n << " threads";
+  }
+}
+
+TEST_P(AttentionTest, DoesNotDependOnTheRestOfTheBatch) {
+  Case other = GetParam();
+  other.cached = other.cached / 2 + 41;
+  other.chunk = 5;
+  Sequence s = MakeSequence(GetParam());
+  Sequence before = MakeSequence(other, 1), after = MakeSequence(other, 2);
+  ThreadPool threads(2);
+  s.Attend(threads);
+  const std::vector<float> expected = s.out;
+  s.out.assign(s.out.size(), -1.0f);
+  Attention(0, {before.item, s.item, after.item}, s.options, threads);
+  EXPECT_EQ(s.out, expected);
+}
+
+INSTANTIATE_TEST_SUITE_P(AllCases, AttentionTest, ::testing::ValuesIn(Cases()),
+                         [](const auto& info) { return info.param.name; });
+
+TEST(AttentionBatchTest, AnEmptyBatchIsNoWork) {
+  ThreadPool threads(2);
+  Attention(0, {}, {.num_heads = 1, .scale = 1}, threads);
+}
+
+}  // namespace
+}  // namespace kvmix

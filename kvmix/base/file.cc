@@ -40,14 +40,33 @@ absl::Status WriteAll(int fd, absl::string_view contents,
     if (written < 0) return ErrnoStatus(errno, "write", path);
     contents.remove_prefix(static_cast<size_t>(written));
   }
+  // Pipes and some devices cannot be synced.
   if (fsync(fd) != 0 && errno != EINVAL && errno != EROFS)
     return ErrnoStatus(errno, "sync", path);
   return absl::OkStatus();
 }
 
+absl::Status CreateFolderOf(const std::string& path) {
+  const std::filesystem::path folder =
+      std::filesystem::path(path).parent_path();
+  if (folder.empty()) return absl::OkStatus();
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  if (error) return ErrnoStatus(error.value(), "create folder", folder);
+  return absl::OkStatus();
+}
+
+absl::Status WriteToDevice(const std::string& path,
+                           absl::string_view contents) {
+  Descriptor file(open(path.c_str(), O_WRONLY | O_CLOEXEC));
+  if (file.fd < 0) return ErrnoStatus(errno, "open", path);
+  return WriteAll(file.fd, contents, path);
+}
+
 }  // namespace
 
-absl::StatusOr<std::string> ReadFile(const std::string& path) {
+absl::StatusOr<std::string> ReadFile(const std::string& path,
+                                     size_t max_bytes) {
   Descriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (file.fd < 0) return ErrnoStatus(errno, "read", path);
   std::string contents;
@@ -57,21 +76,32 @@ absl::StatusOr<std::string> ReadFile(const std::string& path) {
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) return ErrnoStatus(errno, "read", path);
     if (got == 0) return contents;
+    if (static_cast<size_t>(got) > max_bytes - contents.size()) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat(path, " is larger than ", max_bytes,
+                       " bytes, the most that is read"));
+    }
     contents.append(buffer, static_cast<size_t>(got));
   }
 }
 
 absl::Status WriteFileAtomically(const std::string& path,
                                  absl::string_view contents) {
-  const std::filesystem::path folder =
-      std::filesystem::path(path).parent_path();
-  if (!folder.empty()) {
-    std::error_code error;
-    std::filesystem::create_directories(folder, error);
-    if (error)
-      return ErrnoStatus(error.value(), "create folder", folder.string());
+  std::error_code no_file;
+  const std::filesystem::file_status existing =
+      std::filesystem::status(path, no_file);
+  if (std::filesystem::exists(existing) &&
+      !std::filesystem::is_regular_file(existing) &&
+      !std::filesystem::is_directory(existing)) {
+    return WriteToDevice(path, contents);
   }
-  const std::string temporary = absl::StrCat(path, ".", getpid(), ".tmp");
+  KVMIX_RETURN_IF_ERROR(CreateFolderOf(path));
+  // Renaming onto a symbolic link would replace the link.
+  std::error_code error;
+  std::filesystem::path target = std::filesystem::weakly_canonical(path, error);
+  if (error) target = path;
+  const std::string temporary =
+      absl::StrCat(target.string(), ".", getpid(), ".tmp");
   absl::Status status;
   {
     Descriptor file(open(temporary.c_str(),
@@ -79,7 +109,7 @@ absl::Status WriteFileAtomically(const std::string& path,
     if (file.fd < 0) return ErrnoStatus(errno, "create", temporary);
     status = WriteAll(file.fd, contents, path);
   }
-  if (status.ok() && std::rename(temporary.c_str(), path.c_str()) != 0)
+  if (status.ok() && std::rename(temporary.c_str(), target.c_str()) != 0)
     status = ErrnoStatus(errno, "rename to", path);
   if (!status.ok()) unlink(temporary.c_str());
   return status;

@@ -11,11 +11,15 @@
 
 namespace kvmix {
 
-absl::StatusOr<std::string> ReadFile(const std::string& path);
+// Errors: a file of more than max_bytes, which an endless one (/dev/zero) is,
+// too.
+absl::StatusOr<std::string> ReadFile(const std::string& path,
+                                     size_t max_bytes = size_t{1} << 30);
 
 // Writes to a neighbour of `path`, syncs, and renames, so that `path` holds the
 // old text or all of the new one, also when the disk fills up or the program is
-// interrupted. Creates missing folders.
+// interrupted. Creates missing folders; follows a symbolic link to its file. A
+// device or pipe (/dev/stdout) is written to directly.
 absl::Status WriteFileAtomically(const std::string& path,
                                  absl::string_view contents);
 

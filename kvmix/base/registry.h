@@ -1,14 +1,14 @@
 // Registry<Interface>: the components of one kind that are linked into this
 // binary, by name.
 //
-// A component registers itself in the last line of its own .cc file:
+// A component registers itself in the last lines of its own .cc file:
 //   const bool kRegistered =
-//   Registry<ImportanceEstimator>::Get().Add<GradientNormOptions>(
-//       "gradient_norm", "norm of the loss gradient ...", [](const
-//       GradientNormOptions& o) {...});
+//       Registry<ImportanceEstimator>::Get().Add<GradientNormOptions>(
+//           "gradient_norm", "norm of the loss gradient ...",
+//           [](const GradientNormOptions& options) {...});
 // Name, options type and summary are all that the registry knows of it. A
-// component without options uses google.protobuf.Empty by leaving the template
-// argument out.
+// component without options leaves the template argument out and is handed a
+// google.protobuf.Empty.
 #pragma once
 
 #include <functional>
@@ -72,10 +72,10 @@ class Registry {
   Result Make(const Component& component, absl::string_view kind) const {
     auto it = entries_.find(component.name());
     if (it == entries_.end()) {
-      return absl::NotFoundError(
-          absl::StrCat(kind, " \"", component.name(),
-                       "\" is not linked into this binary; linked: ",
-                       absl::StrJoin(Names(), ", ")));
+      return absl::NotFoundError(absl::StrCat(
+          kind, " \"", component.name(),
+          "\" is not linked into this binary; linked: ",
+          entries_.empty() ? "none" : absl::StrJoin(Names(), ", ")));
     }
     if (component.has_options()) {
       const std::string& url = component.options().type_url();

@@ -1,0 +1,124 @@
+// The laws that every bit allocator keeps, checked for all that are linked.
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/strings/match.h"
+#include "gtest/gtest.h"
+#include "kvmix/allocation/any_bits_quantizer.h"
+#include "kvmix/allocation/bit_allocator.h"
+#include "kvmix/base/random.h"
+#include "kvmix/base/registry.h"
+#include "kvmix/base/status_matchers.h"
+
+namespace kvmix {
+namespace {
+
+using ::testing::HasSubstr;
+using testing::StatusIs;
+
+ImportanceProfile RandomProfile(int num_layers, uint64_t stream) {
+  ImportanceProfile profile;
+  profile.set_unit(ImportanceProfile::NATS);
+  CounterRandom random(/*seed=*/1, stream);
+  for (int i = 0; i < num_layers; ++i) {
+    LayerImportance* layer = profile.add_layer();
+    layer->set_key(random.Uniform());
+    layer->set_value(random.Uniform());
+  }
+  return profile;
+}
+
+class BitAllocatorConformanceTest
+    : public ::testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    component_.set_name(GetParam());
+    context_ = {
+        .num_layers = 32, .head_dim = 128, .seed = 5, .quantizer = &quantizer_};
+  }
+
+  absl::StatusOr<std::unique_ptr<BitAllocator>> Make() const {
+    return Registry<BitAllocator>::Get().Make(component_, "bit_allocator");
+  }
+
+  // An allocator without a useful default says what to set.
+  static bool RefusesItsDefaults(const absl::StatusOr<CachePlan>& plan) {
+    return plan.status().code() == absl::StatusCode::kInvalidArgument &&
+           absl::StrContains(plan.status().message(), "options.");
+  }
+
+  AnyBitsQuantizer quantizer_;
+  AllocationContext context_;
+  Component component_;
+};
+
+TEST_P(BitAllocatorConformanceTest, EveryLayerHasAFormatForKeysAndValues) {
+  ASSERT_OK_AND_ASSIGN(const auto allocator, Make());
+  for (int num_layers : {1, 2, 5, 32, 80}) {
+    context_.num_layers = num_layers;
+    const auto plan =
+        allocator->Allocate(RandomProfile(num_layers, 0), context_);
+    if (RefusesItsDefaults(plan)) GTEST_SKIP() << plan.status();
+    ASSERT_OK(plan);
+    ASSERT_EQ(plan->layer_size(), num_layers);
+    for (const LayerPlan& layer : plan->layer()) {
+      EXPECT_GT(layer.key().bits(), 0);
+      EXPECT_GT(layer.value().bits(), 0);
+    }
+  }
+}
+
+TEST_P(BitAllocatorConformanceTest, SameInputGivesTheSamePlan) {
+  ASSERT_OK_AND_ASSIGN(const auto a, Make());
+  ASSERT_OK_AND_ASSIGN(const auto b, Make());
+  const auto plan = a->Allocate(RandomProfile(32, 1), context_);
+  if (RefusesItsDefaults(plan)) GTEST_SKIP() << plan.status();
+  const auto again = b->Allocate(RandomProfile(32, 1), context_);
+  ASSERT_OK(plan);
+  ASSERT_OK(again);
+  EXPECT_EQ(plan->SerializeAsString(), again->SerializeAsString());
+}
+
+TEST_P(BitAllocatorConformanceTest, AProfileIsReadIfAndOnlyIfItIsNeeded) {
+  ASSERT_OK_AND_ASSIGN(const auto allocator, Make());
+  const auto without = allocator->Allocate(ImportanceProfile(), context_);
+  const auto with = allocator->Allocate(RandomProfile(32, 2), context_);
+  if (allocator->NeedsProfile()) {
+    EXPECT_THAT(without.status(),
+                StatusIs(absl::StatusCode::kInvalidArgument,
+                         HasSubstr("the profile has 0 layers")));
+    EXPECT_OK(with);
+    return;
+  }
+  if (RefusesItsDefaults(without)) GTEST_SKIP() << without.status();
+  ASSERT_OK(without);
+  ASSERT_OK(with);
+  EXPECT_EQ(without->SerializeAsString(), with->SerializeAsString());
+}
+
+TEST_P(BitAllocatorConformanceTest, OptionsOfAnotherTypeAreRefused) {
+  component_.mutable_options()->PackFrom(Component());
+  EXPECT_THAT(Make().status(),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       HasSubstr("but the config gives kvmix.Component")));
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Linked, BitAllocatorConformanceTest,
+    ::testing::ValuesIn(Registry<BitAllocator>::Get().Names()),
+    [](const auto& test) { return test.param; });
+
+TEST(BitAllocatorRegistryTest, UnknownNameListsLinkedOnes) {
+  Component component;
+  component.set_name("astrology");
+  const auto made =
+      Registry<BitAllocator>::Get().Make(component, "bit_allocator");
+  for (const std::string& name : Registry<BitAllocator>::Get().Names()) {
+    EXPECT_THAT(made.status(),
+                StatusIs(absl::StatusCode::kNotFound, HasSubstr(name)));
+  }
+}
+
+}  // namespace
+}  // namespace kvmix

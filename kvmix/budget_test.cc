@@ -1,0 +1,89 @@
+#include "kvmix/budget.h"
+
+#include "gtest/gtest.h"
+#include "kvmix/base/status_matchers.h"
+
+namespace kvmix {
+namespace {
+
+using ::testing::HasSubstr;
+using testing::StatusIs;
+
+constexpr int kHeadDim = 128;
+
+QuantFormat Format(int bits, QuantFormat::Axis axis,
+                   QuantFormat::Packing packing = QuantFormat::DENSE) {
+  QuantFormat format;
+  format.set_quantizer("group_affine");
+  format.set_bits(bits);
+  format.set_group_size(packing == QuantFormat::DENSE ? 32 : 11);
+  format.set_axis(axis);
+  format.set_packing(packing);
+  return format;
+}
+
+// KVmix as published on 32 layers: the first `high` layers have 3-bit keys in
+// words of 11 and 4-bit values, the others 2 bits.
+CachePlan KvmixPlan(int high) {
+  CachePlan plan;
+  for (int i = 0; i < 32; ++i) {
+    LayerPlan* layer = plan.add_layer();
+    const bool is_high = i < high;
+    *layer->mutable_key() = is_high ? Format(3, QuantFormat::PER_CHANNEL,
+                                             QuantFormat::KVMIX_3BIT_11)
+                                    : Format(2, QuantFormat::PER_CHANNEL);
+    *layer->mutable_value() = Format(is_high ? 4 : 2, QuantFormat::PER_TOKEN);
+  }
+  return plan;
+}
+
+TEST(BudgetTest, NominalBitsOfKvmix) {
+  ASSERT_OK_AND_ASSIGN(const PlanBits six, BitsOfPlan(KvmixPlan(6), kHeadDim));
+  EXPECT_DOUBLE_EQ(six.key.nominal, 2.1875);
+  EXPECT_DOUBLE_EQ(six.value.nominal, 2.375);
+  ASSERT_OK_AND_ASSIGN(const PlanBits nine, BitsOfPlan(KvmixPlan(9), kHeadDim));
+  EXPECT_DOUBLE_EQ(nine.key.nominal, 2.28125);
+  EXPECT_DOUBLE_EQ(nine.value.nominal, 2.5625);
+}
+
+// A word of 11 codes with scale and zero point is 64 bits; a group of 32 adds
+// one bit to each element.
+TEST(BudgetTest, EffectiveBitsOfKvmixCountScalesAndZeroPoints) {
+  ASSERT_OK_AND_ASSIGN(const PlanBits bits, BitsOfPlan(KvmixPlan(6), kHeadDim));
+  EXPECT_DOUBLE_EQ(bits.key.effective, (6 * 64.0 / 11 + 26 * 3) / 32);
+  EXPECT_NEAR(bits.key.effective, 3.53, 0.005);
+  EXPECT_DOUBLE_EQ(bits.value.effective, 3.375);
+  EXPECT_NEAR(bits.compression(), 4.64, 0.005);
+}
+
+TEST(BudgetTest, FullPrecisionTakes16Bits) {
+  CachePlan plan;
+  plan.add_layer()->mutable_key()->set_bits(16);
+  plan.mutable_layer(0)->mutable_value()->set_bits(16);
+  ASSERT_OK_AND_ASSIGN(const PlanBits bits, BitsOfPlan(plan, kHeadDim));
+  EXPECT_EQ(bits.key.nominal, 16);
+  EXPECT_EQ(bits.value.effective, 16);
+  EXPECT_EQ(bits.compression(), 1);
+}
+
+TEST(BudgetTest, APlanThatCannotBeReadNamesLayerAndSide) {
+  EXPECT_THAT(BitsOfPlan(CachePlan(), kHeadDim).status(),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       HasSubstr("the plan has no layers")));
+  CachePlan plan = KvmixPlan(6);
+  plan.mutable_layer(3)->mutable_value()->set_group_size(48);
+  EXPECT_THAT(BitsOfPlan(plan, kHeadDim).status(),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       HasSubstr("layer 3 values: group_size is 48")));
+  plan.mutable_layer(2)->clear_key();
+  EXPECT_THAT(BitsOfPlan(plan, kHeadDim).status(),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       HasSubstr("layer 2 keys: the plan has no format")));
+  plan.mutable_layer(1)->mutable_key()->set_quantizer("vector");
+  EXPECT_THAT(BitsOfPlan(plan, kHeadDim).status(),
+              StatusIs(absl::StatusCode::kNotFound,
+                       HasSubstr("layer 1 keys: quantizer \"vector\"")));
+}
+
+}  // namespace
+}  // namespace kvmix

@@ -160,6 +160,8 @@ def append_cache(cache, fresh):
 
 def fake_quantize(x, bits, axis, group):
     """Asymmetric min/max quantization in groups along an axis, and back. The axis length must divide into groups."""
+    if x.numel() == 0:
+        return x
     x = x.transpose(axis, -1)
     groups = x.reshape(*x.shape[:-1], -1, group)
     low, high = groups.amin(-1, True), groups.amax(-1, True)

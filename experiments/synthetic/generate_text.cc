@@ -23,6 +23,7 @@
 #include "absl/flags/parse.h"
 #include "absl/flags/usage.h"
 #include "absl/status/status.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
@@ -52,6 +53,9 @@ ABSL_FLAG(int, copy_length, 12, "copy: symbols of a string");
 ABSL_FLAG(int, hops, 2,
           "hop: assignments between a variable and its value; for training the "
           "most there can be");
+ABSL_FLAG(std::vector<std::string>, mixture,
+          (std::vector<std::string>{"0.62", "0.08", "0.16", "0.08", "0.06"}),
+          "mixture: relative frequency of recall, copy, hop, count, story");
 ABSL_FLAG(bool, direct, false,
           "hop: ask for the value alone instead of the whole trace");
 ABSL_FLAG(
@@ -132,6 +136,19 @@ absl::Status GenerateText() {
   options.hop_form =
       absl::GetFlag(FLAGS_direct) ? HopForm::kDirect : HopForm::kTrace;
   options.difficulty = absl::GetFlag(FLAGS_difficulty);
+
+  const std::vector<std::string> mixture = absl::GetFlag(FLAGS_mixture);
+  if (mixture.size() != options.mixture.size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("mixture has ", mixture.size(), " numbers but must have ",
+                     options.mixture.size()));
+  }
+  for (size_t i = 0; i < mixture.size(); ++i) {
+    if (!absl::SimpleAtod(mixture[i], &options.mixture[i])) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("mixture: \"", mixture[i], "\" is not a number"));
+    }
+  }
 
   const uint64_t count = absl::GetFlag(FLAGS_count);
   const uint64_t first = absl::GetFlag(FLAGS_first);

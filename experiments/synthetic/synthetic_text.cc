@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
 #include "kvmix/base/random.h"
 
 namespace kvmix {
@@ -154,8 +155,10 @@ const T& Pick(CounterRandom& random, const std::vector<T>& from) {
   return from[random.Below(from.size())];
 }
 
+using Weights = std::array<double, 3>;
+
 // An index with probability proportional to its weight.
-size_t PickWeighted(CounterRandom& random, const std::vector<double>& weights) {
+size_t PickWeighted(CounterRandom& random, absl::Span<const double> weights) {
   double total = 0;
   for (double weight : weights) total += weight;
   double left = random.Uniform() * total;
@@ -395,7 +398,7 @@ KeyShape DrawKeyShape(const SyntheticTextOptions& options,
           random, {0.5 - 0.45 * hard, 0.3 - 0.1 * hard, 0.2 + 0.55 * hard}));
   const std::array<const std::vector<int>*, 3> alphabets = {
       &s.hex, &s.alphanumeric, &s.content_words};
-  return {length, alphabets[PickWeighted(random, {1 + hard, 1, 1})]};
+  return {length, alphabets[PickWeighted(random, Weights{1 + hard, 1, 1})]};
 }
 
 // The number of facts of `fact_tokens` tokens each; half of a training document
@@ -804,6 +807,10 @@ absl::Status Validate(SyntheticTask task, const SyntheticTextOptions& options) {
         range("copy_length", options.copy_length, Copy::kCue + 1, 1024)}) {
     if (!status.ok()) return status;
   }
+  for (double weight : options.mixture) {
+    if (absl::Status status = range("mixture", weight, 0, 1e9); !status.ok())
+      return status;
+  }
   if (options.layout == Layout::kTraining && options.hops < 1) {
     return absl::InvalidArgumentError(
         "hops is 0 but must be at least 1 for training");
@@ -834,12 +841,14 @@ absl::StatusOr<SyntheticTask> ParseSyntheticTask(absl::string_view name) {
 absl::StatusOr<SyntheticDocument> GenerateSyntheticDocument(
     SyntheticTask task, const SyntheticTextOptions& options, uint64_t seed,
     uint64_t index) {
+  if (absl::Status status = Validate(task, options); !status.ok())
+    return status;
   CounterRandom random(seed, index);
   if (task == SyntheticTask::kMixture) {
     static constexpr std::array<SyntheticTask, 5> kTasks = {
         SyntheticTask::kRecall, SyntheticTask::kCopy, SyntheticTask::kHop,
         SyntheticTask::kCount, SyntheticTask::kStory};
-    task = kTasks[PickWeighted(random, {0.62, 0.08, 0.16, 0.08, 0.06})];
+    task = kTasks[PickWeighted(random, options.mixture)];
   }
   if (absl::Status status = Validate(task, options); !status.ok())
     return status;

@@ -36,6 +36,7 @@
 #ifndef EXPERIMENTS_SYNTHETIC_SYNTHETIC_TEXT_H_
 #define EXPERIMENTS_SYNTHETIC_SYNTHETIC_TEXT_H_
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -91,6 +92,9 @@ struct SyntheticTextOptions {
 
   // HOP: the form of the questions. Only kQuestionsLast; kTraining mixes both.
   HopForm hop_form = HopForm::kTrace;
+
+  // kMixture: the relative frequency of recall, copy, hop, count, story.
+  std::array<double, 5> mixture = {0.62, 0.08, 0.16, 0.08, 0.06};
 
   // kTraining: 0 draws mostly one-symbol keys, 1 mostly three-symbol keys;
   // between, a mixture.

@@ -35,7 +35,7 @@ def kvmix_proto(name, src, deps = [], **kw):
         name = name + "_gen",
         srcs = [src] + srcs,
         outs = [base + ".pb.h", base + ".pb.cc"],
-        cmd = "protoc -I. -I/usr/include --cpp_out=$(GENDIR) $(location %s)" % src,
+        cmd = "protoc -I$(GENDIR) -I. -I/usr/include --cpp_out=$(GENDIR) $(location %s)" % src,
     )
     native.cc_library(
         name = name,

@@ -38,15 +38,19 @@ Stage = namedtuple("Stage", "tokens batch steps facts difficulty confusable lr_b
 FIRST = "0.62,0.08,0.16,0.08,0.06"  # recall, copy, hop, count, story
 COPYING = "0.4,0.5,0.06,0.02,0.02"
 BROAD = "0.5,0.08,0.22,0.14,0.06"
+LONG = "0.46,0.06,0.2,0.23,0.05"
+COUNTING = "0.2,0.04,0.26,0.46,0.04"
 STAGES = [
     Stage(64, 64, 100, 4, 0.0, 0.5, 0.0, 6e-3, FIRST),
     Stage(128, 32, 200, 8, 0.0, 0.5, 6e-3, 6e-3, FIRST),
     Stage(128, 32, 150, 8, 0.0, 0.3, 6e-3, 6e-3, COPYING),
     Stage(256, 16, 100, 16, 0.6, 0.7, 6e-3, 6e-3, BROAD),
     Stage(512, 8, 200, 32, 1.0, 0.8, 6e-3, 6e-3, BROAD),
-    Stage(1024, 4, 200, 64, 1.0, 0.9, 6e-3, 6e-3, BROAD),
-    Stage(2048, 2, 900, 128, 1.0, 0.9, 6e-3, 2e-3, BROAD),
-    Stage(4096, 1, 300, 160, 1.0, 1.0, 2e-3, 0.0, BROAD),
+    Stage(1024, 4, 150, 64, 1.0, 0.9, 6e-3, 6e-3, LONG),
+    Stage(2048, 2, 200, 128, 1.0, 1.0, 6e-3, 4.923e-3, LONG),
+    Stage(256, 16, 300, 24, 1.0, 0.9, 5e-3, 5e-3, COUNTING),
+    Stage(2048, 2, 400, 128, 1.0, 1.0, 5e-3, 2.5e-3, LONG),
+    Stage(4096, 1, 250, 160, 1.0, 1.0, 2.5e-3, 0.0, LONG),
 ]
 CLASS_WEIGHTS = torch.tensor([0.0, 0.05, 0.1, 0.2, 1.0, 1.0])  # by TokenClass
 ANSWER, ANSWER_FIRST = 4, 5

@@ -1,7 +1,9 @@
 #include "kvmix/base/thread_pool.h"
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
+#include <thread>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -35,6 +37,18 @@ TEST_P(ThreadPoolTest, AThreadRunsOneTaskAtATime) {
     --busy[thread];
   });
   EXPECT_FALSE(overlap);
+}
+
+// Every thread is held up in one task, the caller's the shortest.
+TEST_P(ThreadPoolTest, ReturnsWhenTheLastTaskIsDone) {
+  ThreadPool pool(GetParam());
+  std::atomic<int> done = 0;
+  pool.ParallelFor(GetParam(), [&](int64_t, int thread) {
+    std::this_thread::sleep_for(
+        std::chrono::milliseconds(thread == 0 ? 1 : 30));
+    ++done;
+  });
+  EXPECT_EQ(done, GetParam());
 }
 
 // What tasks write is seen by the caller and by the next loop's tasks.

@@ -273,10 +273,13 @@ def tokenizer_json(words):
 
 
 def export(model, generator, folder):
-    """Writes model.safetensors, config.json and tokenizer.json."""
+    """Writes the model as a Hugging Face folder."""
     words = subprocess.run([generator, "--format=vocabulary"], check=True, capture_output=True, text=True).stdout
     save_safetensors(hugging_face_tensors(model), f"{folder}/model.safetensors")
-    for name, content in (("config.json", config_json()), ("tokenizer.json", tokenizer_json(words.splitlines()))):
+    contents = {"config.json": config_json(), "tokenizer.json": tokenizer_json(words.splitlines()),
+                "tokenizer_config.json": dict(tokenizer_class="PreTrainedTokenizerFast", bos_token="<s>",
+                                              eos_token="</s>", model_max_length=CONFIG["max_position_embeddings"])}
+    for name, content in contents.items():
         with open(f"{folder}/{name}", "w", encoding="utf-8") as file:
             json.dump(content, file, indent=1, ensure_ascii=False)
             file.write("\n")

@@ -33,7 +33,7 @@ HELD_OUT_SEED = 900001  # training uses seeds 1000 * seed + stage
 # name, generator options, contexts, questions a context
 SUITE = [
     ("recall, 32 confusable keys, 2048 tokens", "--task=recall --facts=32 --tokens=2048", 60, 20),
-    ("recall, 32 confusable keys, 4095 tokens", "--task=recall --facts=32 --tokens=4063", 60, 20),
+    ("recall, 32 confusable keys, 4096 tokens", "--task=recall --facts=32 --tokens=4088", 60, 20),
     ("recall, 128 confusable keys, 2048 tokens", "--task=recall --facts=128 --tokens=2048", 40, 25),
     ("recall, 32 random keys, 2048 tokens", "--task=recall --facts=32 --tokens=2048 --confusable=0", 30, 20),
     ("hop, trace of 2 hops, 24 variables, 2048 tokens", "--task=hop --facts=24 --hops=2 --tokens=2048", 50, 8),
@@ -62,17 +62,20 @@ def prefill(model, ids, bits):
 
 
 def score(model, document, bits):
-    """(right, negative log-likelihood of the answer) of each question, each asked alone after the context."""
+    """(right, negative log-likelihood of the answer) of each question, each asked alone after the context.
+
+    The questions of a document have equal lengths: one batch.
+    """
     context, ids = document["context_tokens"], document["ids"]
     cache = prefill(model, torch.tensor([[embedded_model.BOS] + ids[:context]]), bits)
-    scores = []
-    for _, _, _, question, begin, length in document["answers"]:
-        hidden, _ = model.extend(torch.tensor([ids[question:begin + length]]), cache)
-        logits = model.logits(hidden[0, begin - question - 1:-1])
-        answer = torch.tensor(ids[begin:begin + length])
-        scores.append(((logits.argmax(-1) == answer).all().item(),
-                       F.cross_entropy(logits, answer, reduction="sum").item()))
-    return scores
+    spans = [(question, begin, begin + length) for _, _, _, question, begin, length in document["answers"]]
+    (before,), (length,) = {begin - question for question, begin, _ in spans}, {end - begin for _, begin, end in spans}
+    hidden, _ = model.extend(torch.tensor([ids[question:end] for question, _, end in spans]), cache)
+    logits = model.logits(hidden[:, before - 1:-1])  # (questions, tokens of the answer, vocabulary)
+    answers = torch.tensor([ids[end - length:end] for _, _, end in spans])
+    right = (logits.argmax(-1) == answers).all(1)
+    losses = F.cross_entropy(logits.transpose(1, 2), answers, reduction="none").sum(1)
+    return list(zip(right.tolist(), losses.tolist()))
 
 
 def mean_and_error(groups):

@@ -33,8 +33,7 @@
 //                   loss is on answers.
 // Neither contains the beginning-of-sequence token: put kBeginOfSequence in
 // front.
-#ifndef EXPERIMENTS_SYNTHETIC_SYNTHETIC_TEXT_H_
-#define EXPERIMENTS_SYNTHETIC_SYNTHETIC_TEXT_H_
+#pragma once
 
 #include <array>
 #include <cstdint>
@@ -141,5 +140,3 @@ absl::StatusOr<SyntheticDocument> GenerateSyntheticDocument(
     uint64_t index);
 
 }  // namespace kvmix
-
-#endif  // EXPERIMENTS_SYNTHETIC_SYNTHETIC_TEXT_H_

@@ -13,8 +13,7 @@
 // Next32, Next64, Below and Uniform give the same numbers on every platform;
 // Normal goes through the C library's log and cos and may differ in the last
 // bit between C libraries.
-#ifndef KVMIX_BASE_RANDOM_H_
-#define KVMIX_BASE_RANDOM_H_
+#pragma once
 
 #include <array>
 #include <cstdint>
@@ -52,5 +51,3 @@ class CounterRandom {
 };
 
 }  // namespace kvmix
-
-#endif  // KVMIX_BASE_RANDOM_H_

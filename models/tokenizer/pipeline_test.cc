@@ -36,6 +36,7 @@ TEST(UnicodeTest, NfcComposesAndOrdersMarks) {
   EXPECT_EQ(NormalizeNfc("\u1e9b\u0323"), "\u1e9b\u0323");
   EXPECT_EQ(NormalizeNfc("a\u0301\u0323"), "\u1ea1\u0301");
   EXPECT_EQ(NormalizeNfc("\u1100\u1161\u11a8"), "\uac01");
+  EXPECT_EQ(NormalizeNfc("\uac00\u11a7\u11a8"), "\uac00\u11a7\u11a8");
   EXPECT_EQ(NormalizeNfc("\u0958"), "\u0915\u093c");
   EXPECT_EQ(NormalizeNfc("e\xff\u0301"), "e\xff\u0301");
   EXPECT_EQ(NormalizeNfc("\ufb01"), "\ufb01");

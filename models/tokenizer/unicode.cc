@@ -35,6 +35,12 @@ void OrderCombiningMarks(std::vector<int32_t>& chars) {
   }
 }
 
+void AppendUtf8(int32_t c, std::string* out) {
+  utf8proc_uint8_t utf8[4];
+  const auto n = utf8proc_encode_char(c, utf8);
+  out->append(reinterpret_cast<const char*>(utf8), n);
+}
+
 // `text` is well-formed.
 void AppendNfc(absl::string_view text, std::string* out) {
   std::vector<int32_t> chars;
@@ -51,15 +57,18 @@ void AppendNfc(absl::string_view text, std::string* out) {
     chars.insert(chars.end(), parts, parts + n);
   }
   OrderCombiningMarks(chars);
-  const auto length = utf8proc_normalize_utf32(
-      chars.data(), chars.size(),
-      static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
-  KVMIX_CHECK(length >= 0);
-  chars.resize(length);
-  for (int32_t c : chars) {
-    utf8proc_uint8_t utf8[4];
-    const auto n = utf8proc_encode_char(c, utf8);
-    out->append(reinterpret_cast<const char*>(utf8), n);
+  for (auto begin = chars.begin(); begin != chars.end();) {
+    // U+11A7 composes with nothing. utf8proc 2.8 takes it for the first of the
+    // final consonants that follow it, and drops it.
+    const auto end = std::find(begin, chars.end(), 0x11A7);
+    const auto length = utf8proc_normalize_utf32(
+        &*begin, end - begin,
+        static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
+    KVMIX_CHECK(length >= 0);
+    for (auto c = begin; c != begin + length; ++c) AppendUtf8(*c, out);
+    if (end == chars.end()) break;
+    AppendUtf8(*end, out);
+    begin = end + 1;
   }
 }
 

@@ -1,19 +1,18 @@
 // Writes documents of the synthetic text to standard output: text, JSON lines,
 // or binary ids for the training script.
 //
-//   generate_text --task=recall --tokens=2048 --facts=32 --count=3
-//   --format=jsonl
+//   generate_text --task=recall --facts=32 --count=3 --format=jsonl
 //
 // Formats:
-//   text   the documents, separated by empty lines
-//   jsonl  one object a line: task, text, context_bytes, context_tokens, ids,
-//   classes and answers
-//          [question, begin, length, question_token, begin_token, token_count]
-//   ids    for each document, without separators: uint8 task, uint16
-//   ids[tokens] (little-endian), uint8 classes[tokens];
-//          only with --training, whose documents all have the same length
-//   vocabulary  no documents: the texts of the word tokens, one a line, in the
-//   order of their ids
+//   text: the documents, separated by empty lines.
+//   jsonl: one object a line: task, text, context_bytes, context_tokens, ids,
+//     classes, and answers as arrays [question, begin, length, question_token,
+//     begin_token, token_count].
+//   ids: only with --training, whose documents all have the same length. For
+//     each document, without separators: uint8 task, uint16 ids[tokens]
+//     (little-endian), uint8 classes[tokens].
+//   vocabulary: no documents, but the texts of the word tokens, one a line, in
+//     the order of their ids.
 #include <cstdint>
 #include <cstdio>
 #include <string>

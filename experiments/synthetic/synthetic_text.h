@@ -8,29 +8,27 @@
 // exactly Document::token_ids.
 //
 // Every task states facts between sentences of a story and asks about them:
-//   RECALL  fact  " #7f3 q5 ;"               question  " ? #7f3"        answer
-//   " q5" COPY    fact  " copy :7f3a90b2 ;"        question  " copy :7f3"
-//   answer  "a90b2" HOP     facts " x7 = b5 ; y2 = x7 ;"     question  " trace
-//   y2 ="    answer  " x7 = b5"
-//                                            question  " ? y2 ="        answer
-//                                            " b5"      (HopForm::kDirect)
-//   COUNT   facts " add apple ;" (repeated)  question  " count apple"   answer
-//   "3"        (1 to 9, so far) STORY   the sentences alone; who is a baker and
-//   what is in the garden stays true through the document
+//   task    facts                   question            answer
+//   RECALL  " #7f3 q5 ;"            " ? #7f3"           " q5"
+//   COPY    " copy :7f3a90b2 ;"     " copy :7f3"        "a90b2"
+//   HOP     " x7 = b5 ;"            " trace y2 ="       " x7 = b5"
+//           " y2 = x7 ;"            " ? y2 ="           " b5"   (kDirect)
+//   COUNT   " add apple ;" (often)  " count apple"      "3"     (1 to 9)
+//   STORY   none: sentences alone, in which a person's job, possession and
+//           place stay the same
+// An answer is followed by " ;".
 //
 // Keys are confusable when they come in families: a base key and up to three
 // siblings that differ from it in exactly one of three hexadecimal digits.
-// Copied strings share the families in their first three symbols.
+// Copied strings have such families in their first three symbols.
 //
 // Two layouts:
-//   kQuestionsLast  a context of exactly `tokens` tokens, then `questions`
-//   questions with their answers, which can be
-//                   scored one after another, or each alone after the context
-//                   (Answer::question gives its start).
-//   kTraining       exactly `tokens` tokens, cut where they end: difficulty
-//   drawn per document, questions also between
-//                   the facts, then questions to the end, so that most of the
-//                   loss is on answers.
+//   kQuestionsLast: a context of exactly `tokens` tokens, then `questions`
+//     questions with their answers. Score them one after another, or each alone
+//     after the context (Answer::question is where it starts).
+//   kTraining: exactly `tokens` tokens, cut where they end. Difficulty is drawn
+//     per document; questions stand also between the facts and then fill the
+//     rest, so that most of the loss is on answers.
 // Neither contains the beginning-of-sequence token: put kBeginOfSequence in
 // front.
 #pragma once

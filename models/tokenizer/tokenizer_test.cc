@@ -192,18 +192,21 @@ TEST(TokenizerTest, IdsWithoutATokenAreInvalid) {
 
 // Quadratic merging would need hours.
 TEST(TokenizerTest, AMegabyteOfOneLetterTakesSeconds) {
-  for (const char* name : {"gpt2", "llama3", "llama2_model", "llama2_json"}) {
+  const std::pair<const char*, const char*> kinds[] = {
+      {"gpt2", "a"},   {"gpt2", "\u0301"},       {"gpt2", "\xff"},
+      {"llama3", " "}, {"llama3", "\n"},         {"llama2_model", "a"},
+      {"smollm", "1"}, {"llama2_model", "\xff"}, {"llama2_json", "a"}};
+  for (const auto& [name, unit] : kinds) {
     const auto tokenizer = Load(name);
-    for (const char* unit : {"a", " ", "\u0301", "\xff", "\n", "1"}) {
-      std::string text;
-      while (text.size() < (1 << 20)) text += unit;
-      const auto start = std::chrono::steady_clock::now();
-      ASSERT_OK_AND_ASSIGN(const Ids ids, tokenizer->Encode(text));
-      EXPECT_EQ(tokenizer->Decode(ids).value(), text);
-      EXPECT_LT(std::chrono::steady_clock::now() - start,
-                std::chrono::seconds(20))
-          << name << " " << unit;
-    }
+    std::string text;
+    while (text.size() < (1 << 20)) text += unit;
+    const auto start = std::chrono::steady_clock::now();
+    ASSERT_OK_AND_ASSIGN(const Ids ids, tokenizer->Encode(text));
+    EXPECT_LT(std::chrono::steady_clock::now() - start,
+              std::chrono::seconds(20))
+        << name << " " << unit;
+    // Not EXPECT_EQ, whose comparison of a megabyte would take hours.
+    EXPECT_TRUE(tokenizer->Decode(ids).value() == text) << name << " " << unit;
   }
 }
 

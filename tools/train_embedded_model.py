@@ -49,8 +49,8 @@ STAGES = [
     Stage(1024, 4, 150, 64, 1.0, 0.9, 6e-3, 6e-3, LONG),
     Stage(2048, 2, 300, 128, 1.0, 1.0, 6e-3, 4.385e-3, LONG),
     Stage(256, 16, 300, 24, 1.0, 0.9, 5e-3, 5e-3, COUNTING),
-    Stage(2048, 2, 400, 128, 1.0, 1.0, 5e-3, 2.5e-3, LONG),
-    Stage(4096, 1, 250, 160, 1.0, 1.0, 2.5e-3, 0.0, LONG),
+    Stage(2048, 2, 250, 128, 1.0, 1.0, 5e-3, 3.4375e-3, LONG),
+    Stage(4096, 1, 330, 160, 1.0, 1.0, 3.4375e-3, 0.0, LONG),
 ]
 CLASS_WEIGHTS = torch.tensor([0.0, 0.05, 0.1, 0.2, 1.0, 1.0])  # by TokenClass
 ANSWER, ANSWER_FIRST = 4, 5

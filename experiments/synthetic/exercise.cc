@@ -267,18 +267,17 @@ class Count final : public Exercise {
     std::vector<int> kinds(Symbols().objects.size());
     for (size_t i = 0; i < kinds.size(); ++i) kinds[i] = static_cast<int>(i);
     Shuffle(random, kinds);
-    const int fewest = NumKinds(count);
+    // A kind can be added nine times, so a seventh of the additions are kinds
+    // enough. Evaluation takes a fourth: counts spread around three or four.
     const int most = std::min(static_cast<int>(kinds.size()), count);
-    kinds.resize(training ? UniformInt(random, fewest, most) : fewest);
+    kinds.resize(training ? UniformInt(random, 1 + count / 7, most)
+                          : std::min(1 + count / 4, most));
     std::vector<int> left(so_far_.size(), kLargestCount);
     while (static_cast<int>(added_.size()) < count) {
       const int kind = Pick(random, kinds);
       if (left[kind]-- > 0) added_.push_back(kind);
     }
   }
-
-  // The fewest kinds that `count` additions need, with a fourth to spare.
-  static int NumKinds(int count) { return 1 + count / 7; }
 
   int num_facts() const override { return static_cast<int>(added_.size()); }
   int FactTokens(int /*fact*/) const override { return kFactTokens; }

@@ -15,7 +15,7 @@
 namespace kvmix {
 
 struct TraceOptions {
-  SignalSet signals;
+  SignalSet signals = {};
   // The loss is the mean cross-entropy of token t + label_shift given tokens up
   // to t.
   int label_shift = 1;

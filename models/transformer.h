@@ -15,16 +15,11 @@
 #include "absl/types/span.h"
 #include "attention/kv_cache.h"
 #include "kvmix/base/thread_pool.h"
+#include "models/linear.h"
 #include "models/model_config.h"
 #include "models/weight_source.h"
 
 namespace kvmix {
-
-enum class ComputeType {
-  kFloat32,   // default wherever quality is measured
-  kBFloat16,  // linear layers through oneDNN in bf16; refused on a CPU without
-              // the instructions
-};
 
 struct RuntimeOptions {
   int num_threads = 0;  // 0: all

@@ -1,0 +1,417 @@
+#include "models/backward.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "kvmix/base/status_macros.h"
+#include "models/aligned_buffer.h"
+#include "models/exact_attention.h"
+#include "models/layer_forward.h"
+#include "models/ops.h"
+#include "models/transformer_weights.h"
+
+namespace kvmix {
+namespace {
+
+constexpr int64_t kWidth = PanelMatrix::kWidth;
+
+// Rows that pass the MLP together.
+constexpr int64_t kRowTile = 512;
+// Logits and their gradient are made in tiles of about 32 MiB.
+constexpr int64_t kLogitTileFloats = int64_t{8} << 20;
+
+// Letters as in transformer_weights.h, T = tokens. An activation x has its
+// gradient in dx.
+class Tracer {
+ public:
+  Tracer(Transformer& model, absl::Span<const int32_t> tokens,
+         const TraceOptions& options,
+         const std::function<absl::Status(const LayerTrace&)>& observe)
+      : config_(model.config()),
+        weights_(model.weights()),
+        threads_(model.threads()),
+        tokens_(tokens),
+        options_(options),
+        signals_(options.signals),
+        observe_(observe),
+        num_tokens_(static_cast<int64_t>(tokens.size())),
+        hidden_size_(config_.hidden_size),
+        q_size_(int64_t{config_.num_heads} * config_.head_dim),
+        kv_size_(int64_t{config_.num_kv_heads} * config_.head_dim),
+        qkv_size_(q_size_ + 2 * kv_size_),
+        inner_size_(config_.intermediate_size),
+        attention_(config_, num_tokens_, threads_),
+        dprojection_(2 * kv_size_ * hidden_size_) {}
+
+  absl::StatusOr<double> Run() {
+    Start();
+    for (int i = 0; i < config_.num_layers; ++i) {
+      if (signals_.NeedsGradients()) {
+        inputs_.emplace_back(num_tokens_ * hidden_size_);
+        std::copy_n(hidden_.get(), num_tokens_ * hidden_size_,
+                    inputs_[i].get());
+      }
+      const Transformer::Weights::Layer& layer = weights_.layers[i];
+      RunAttention(layer);
+      AddMlp(layer);
+      if (!signals_.NeedsGradients()) KVMIX_RETURN_IF_ERROR(Show(i));
+    }
+    const double loss = Loss();
+    if (!std::isfinite(loss)) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("the loss is ", loss,
+                       ": the model's weights or this prompt overflow "
+                       "its arithmetic"));
+    }
+    if (signals_.NeedsGradients()) {
+      for (int i = config_.num_layers - 1; i >= 0; --i)
+        KVMIX_RETURN_IF_ERROR(BackwardLayer(i));
+    }
+    return loss;
+  }
+
+ private:
+  void Start() {
+    std::vector<TokenAt> tokens;
+    for (int64_t t = 0; t < num_tokens_; ++t) tokens.push_back({tokens_[t], t});
+    const int64_t half = config_.head_dim / 2;
+    const int64_t tile = std::min(num_tokens_, kRowTile);
+    hidden_.Reserve(num_tokens_ * hidden_size_);
+    cos_.Reserve(num_tokens_ * half);
+    sin_.Reserve(num_tokens_ * half);
+    normed_.Reserve(num_tokens_ * hidden_size_);
+    dnormed_.Reserve(num_tokens_ * hidden_size_);
+    qkv_.Reserve(num_tokens_ * qkv_size_);
+    queries_.Reserve(num_tokens_ * q_size_);
+    keys_.Reserve(num_tokens_ * kv_size_);
+    values_.Reserve(num_tokens_ * kv_size_);
+    attended_.Reserve(num_tokens_ * q_size_);
+    tile_normed_.Reserve(tile * hidden_size_);
+    gate_up_.Reserve(tile * 2 * inner_size_);
+    activated_.Reserve(tile * inner_size_);
+    Embed(weights_, tokens, hidden_.get(), cos_.get(), sin_.get(), threads_);
+  }
+
+  // From the layer's input hidden_: normed_, qkv_ (as projected), queries_,
+  // keys_, values_, attended_; then adds the attention's output to hidden_.
+  void RunAttention(const Transformer::Weights::Layer& layer) {
+    NormRows(hidden_.get(), layer.input_norm, config_.rms_norm_eps, num_tokens_,
+             normed_.get(), threads_);
+    ProjectHeads(config_, layer, normed_.get(), cos_.get(), sin_.get(),
+                 num_tokens_, qkv_.get(), queries_.get(), keys_.get(),
+                 values_.get(), threads_);
+    attention_.Forward(queries_.get(), keys_.get(), values_.get(),
+                       attended_.get());
+    AddProjection(*layer.output, attended_.get(), num_tokens_,
+                  /*scratch=*/dnormed_.get(), hidden_.get(), threads_);
+  }
+
+  // gate_up_ of rows [first, first + count) of hidden_, the attention's output.
+  void RunGateUp(const Transformer::Weights::Layer& layer, int64_t first,
+                 int64_t count) {
+    NormRows(hidden_.get() + first * hidden_size_, layer.post_attention_norm,
+             config_.rms_norm_eps, count, tile_normed_.get(), threads_);
+    layer.gate_up->Forward(tile_normed_.get(), count, gate_up_.get(), threads_);
+  }
+
+  void AddMlp(const Transformer::Weights::Layer& layer) {
+    ForEachTile([&](int64_t first, int64_t count) {
+      RunGateUp(layer, first, count);
+      Activate(gate_up_.get(), count, inner_size_, activated_.get(), threads_);
+      AddProjection(*layer.down, activated_.get(), count,
+                    /*scratch=*/tile_normed_.get(),
+                    hidden_.get() + first * hidden_size_, threads_);
+    });
+  }
+
+  // body(first row, number of rows) for every tile of kRowTile rows.
+  template <class Body>
+  void ForEachTile(const Body& body) {
+    for (int64_t first = 0; first < num_tokens_; first += kRowTile)
+      body(first, std::min(kRowTile, num_tokens_ - first));
+  }
+
+  // The mean loss from hidden_, the last layer's output; with gradients,
+  // dhidden_.
+  double Loss() {
+    const bool gradients = signals_.NeedsGradients();
+    const int64_t vocab = config_.vocab_size;
+    const int64_t num_labels = num_tokens_ - options_.label_shift;
+    const int64_t tile =
+        std::clamp<int64_t>(kLogitTileFloats / vocab / 12 * 12, 1, kRowTile);
+    AlignedBuffer logits(std::min(tile, num_labels) * vocab);
+    tile_normed_.Reserve(std::min(tile, num_labels) * hidden_size_);
+    if (gradients) {
+      dhidden_.Reserve(num_tokens_ * hidden_size_);
+      std::fill_n(dhidden_.get() + num_labels * hidden_size_,
+                  options_.label_shift * hidden_size_, 0.0f);
+    }
+    std::vector<double> losses(num_labels);
+    for (int64_t first = 0; first < num_labels; first += tile) {
+      const int64_t count = std::min(tile, num_labels - first);
+      const float* rows = hidden_.get() + first * hidden_size_;
+      NormRows(rows, weights_.final_norm, config_.rms_norm_eps, count,
+               tile_normed_.get(), threads_);
+      weights_.lm_head->Forward(tile_normed_.get(), count, logits.get(),
+                                threads_);
+      ForEachRow(count, threads_, [&](int64_t r) {
+        losses[first + r] =
+            CrossEntropyGradient(logits.get() + r * vocab, vocab,
+                                 tokens_[first + r + options_.label_shift],
+                                 1.0f / static_cast<float>(num_labels));
+      });
+      if (!gradients) continue;
+      float* drows = dhidden_.get() + first * hidden_size_;
+      MultiplyTransposed(logits.get(), count, *weights_.lm_head->matrix(),
+                         drows, threads_);
+      ForEachRow(count, threads_, [&](int64_t r) {
+        float* drow = drows + r * hidden_size_;
+        RmsNormGradient(rows + r * hidden_size_, weights_.final_norm.data(),
+                        config_.rms_norm_eps, drow, hidden_size_, drow);
+      });
+    }
+    double sum = 0;
+    for (const double loss : losses) sum += loss;
+    return sum / static_cast<double>(num_labels);
+  }
+
+  // dhidden_ becomes the gradient of layer i's input, unless i is 0: below the
+  // first layer nobody asks.
+  absl::Status BackwardLayer(int i) {
+    const Transformer::Weights::Layer& layer = weights_.layers[i];
+    const float* x = inputs_[i].get();
+    std::copy_n(x, num_tokens_ * hidden_size_, hidden_.get());
+    RunAttention(layer);
+    BackwardMlp(layer);
+    const bool last = i == 0;
+    BackwardAttention(layer, /*want_dqueries=*/!last);
+    BackwardHeads(layer, /*first_head=*/last ? config_.num_heads : 0);
+    ProjectionGradients();
+    KVMIX_RETURN_IF_ERROR(Show(i));
+    if (last) return absl::OkStatus();
+    MultiplyTransposed(dqkv_.get(), num_tokens_, *layer.qkv->matrix(),
+                       dnormed_.get(), threads_);
+    ForEachRow(num_tokens_, threads_, [&](int64_t t) {
+      float* drow = dnormed_.get() + t * hidden_size_;
+      RmsNormGradient(x + t * hidden_size_, layer.input_norm.data(),
+                      config_.rms_norm_eps, drow, hidden_size_, drow);
+      Add(drow, hidden_size_, dhidden_.get() + t * hidden_size_);
+    });
+    return absl::OkStatus();
+  }
+
+  // dhidden_ of the layer's output becomes that of the attention's.
+  void BackwardMlp(const Transformer::Weights::Layer& layer) {
+    ForEachTile([&](int64_t first, int64_t count) {
+      RunGateUp(layer, first, count);
+      float* drows = dhidden_.get() + first * hidden_size_;
+      float* dactivated = activated_.get();
+      MultiplyTransposed(drows, count, *layer.down->matrix(), dactivated,
+                         threads_);
+      ForEachRow(count, threads_, [&](int64_t r) {
+        float* gate = gate_up_.get() + r * 2 * inner_size_;
+        float* up = gate + inner_size_;
+        SwiGluGradient(gate, up, dactivated + r * inner_size_, inner_size_,
+                       gate, up);
+      });
+      float* dnormed = tile_normed_.get();
+      MultiplyTransposed(gate_up_.get(), count, *layer.gate_up->matrix(),
+                         dnormed, threads_);
+      ForEachRow(count, threads_, [&](int64_t r) {
+        float* drow = dnormed + r * hidden_size_;
+        RmsNormGradient(hidden_.get() + (first + r) * hidden_size_,
+                        layer.post_attention_norm.data(), config_.rms_norm_eps,
+                        drow, hidden_size_, drow);
+        Add(drow, hidden_size_, drows + r * hidden_size_);
+      });
+    });
+  }
+
+  // dqueries_, dkeys_, dvalues_ from dhidden_.
+  void BackwardAttention(const Transformer::Weights::Layer& layer,
+                         bool want_dqueries) {
+    dqueries_.Reserve(num_tokens_ * q_size_);
+    dkeys_.Reserve(num_tokens_ * kv_size_);
+    dvalues_.Reserve(num_tokens_ * kv_size_);
+    float* dattended = attended_.get();
+    MultiplyTransposed(dhidden_.get(), num_tokens_, *layer.output->matrix(),
+                       dattended, threads_);
+    attention_.Backward(queries_.get(), dattended,
+                        want_dqueries ? dqueries_.get() : nullptr, dkeys_.get(),
+                        dvalues_.get());
+  }
+
+  // dqkv_, before RoPE and the head norms, from head first_head on: the KV
+  // heads follow the query heads.
+  void BackwardHeads(const Transformer::Weights::Layer& layer, int first_head) {
+    dqkv_.Reserve(num_tokens_ * qkv_size_);
+    ForEachRow(num_tokens_, threads_, [&](int64_t t) {
+      const float* raw = qkv_.get() + t * qkv_size_;
+      float* out = dqkv_.get() + t * qkv_size_;
+      if (first_head == 0)
+        std::copy_n(dqueries_.get() + t * q_size_, q_size_, out);
+      std::copy_n(dkeys_.get() + t * kv_size_, kv_size_, out + q_size_);
+      std::copy_n(dvalues_.get() + t * kv_size_, kv_size_,
+                  out + q_size_ + kv_size_);
+      const int num_rotated = config_.num_heads + config_.num_kv_heads;
+      for (int h = first_head; h < num_rotated; ++h) {
+        const int64_t offset = int64_t{h} * config_.head_dim;
+        RotateBack(out + offset, config_.head_dim, cos(t), sin(t));
+        const std::vector<float>& norm =
+            h < config_.num_heads ? layer.query_norm : layer.key_norm;
+        if (norm.empty()) continue;
+        RmsNormGradient(raw + offset, norm.data(), config_.rms_norm_eps,
+                        out + offset, config_.head_dim, out + offset);
+      }
+    });
+  }
+
+  // dW_k and dW_v, one below the other, are columns of dqkv_^T times normed_.
+  void ProjectionGradients() {
+    const bool keys = signals_.Has(Signal::kKeyProjectionGradient);
+    const bool values = signals_.Has(Signal::kValueProjectionGradient);
+    if (!keys && !values) return;
+    const int64_t first = keys ? 0 : kv_size_;
+    const int64_t rows = (values ? 2 * kv_size_ : kv_size_) - first;
+    normed_rows_.Resize(num_tokens_, hidden_size_);
+    normed_rows_.SetRows(0, num_tokens_, normed_.get(), hidden_size_);
+    const LeftOperand columns = {dqkv_.get() + q_size_ + first, 1, qkv_size_};
+    threads_.ParallelFor(normed_rows_.num_panels(), [&](int64_t p, int) {
+      float* out = dprojection_.get() + first * hidden_size_ + p * kWidth;
+      for (int64_t r = 0; r < rows; ++r)
+        std::fill_n(out + r * hidden_size_, normed_rows_.width(p), 0.0f);
+      MultiplyPanel(columns, rows, num_tokens_, normed_rows_.panel(p),
+                    normed_rows_.width(p), out, hidden_size_);
+    });
+  }
+
+  absl::Status Show(int layer) {
+    LayerTrace trace;
+    trace.prompt = options_.prompt;
+    trace.layer = layer;
+    trace.num_tokens = num_tokens_;
+    trace.num_kv_heads = config_.num_kv_heads;
+    trace.head_dim = config_.head_dim;
+    trace.hidden_size = config_.hidden_size;
+    const int64_t states = num_tokens_ * kv_size_;
+    const int64_t projection = kv_size_ * hidden_size_;
+    struct Field {
+      Signal signal;
+      const float* LayerTrace::*field;
+      const float* data;
+      int64_t size;
+    };
+    const Field fields[] = {
+        {Signal::kKeyStates, &LayerTrace::key_states, keys_.get(), states},
+        {Signal::kValueStates, &LayerTrace::value_states, values_.get(),
+         states},
+        {Signal::kKeyStateGradient, &LayerTrace::key_state_gradient,
+         dkeys_.get(), states},
+        {Signal::kValueStateGradient, &LayerTrace::value_state_gradient,
+         dvalues_.get(), states},
+        {Signal::kKeyProjectionGradient, &LayerTrace::key_projection_gradient,
+         dprojection_.get(), projection},
+        {Signal::kValueProjectionGradient,
+         &LayerTrace::value_projection_gradient,
+         dprojection_.get() + projection, projection},
+    };
+    for (const Field& field : fields) {
+      if (!signals_.Has(field.signal)) continue;
+      for (int64_t i = 0; i < field.size; ++i) {
+        if (!std::isfinite(field.data[i])) {
+          return absl::FailedPreconditionError(absl::StrCat(
+              "layer ", layer, " ", SignalSet({field.signal}).ToString(), "[",
+              i, "] is ", field.data[i],
+              ": the model's weights or this prompt overflow its arithmetic"));
+        }
+      }
+      trace.*field.field = field.data;
+    }
+    return observe_(trace);
+  }
+
+  const float* cos(int64_t t) const {
+    return cos_.get() + t * (config_.head_dim / 2);
+  }
+  const float* sin(int64_t t) const {
+    return sin_.get() + t * (config_.head_dim / 2);
+  }
+
+  const ModelConfig& config_;
+  const Transformer::Weights& weights_;
+  ThreadPool& threads_;
+  const absl::Span<const int32_t> tokens_;
+  const TraceOptions& options_;
+  const SignalSet signals_;
+  const std::function<absl::Status(const LayerTrace&)>& observe_;
+  const int64_t num_tokens_;   // T
+  const int64_t hidden_size_;  // C
+  const int64_t q_size_;       // H D
+  const int64_t kv_size_;      // G D
+  const int64_t qkv_size_;     // (H + 2 G) D
+  const int64_t inner_size_;   // I
+  ExactAttention attention_;
+
+  std::vector<AlignedBuffer> inputs_;              // L times [T, C]
+  AlignedBuffer cos_, sin_;                        // [T, D / 2]
+  AlignedBuffer hidden_, dhidden_;                 // [T, C]
+  AlignedBuffer normed_, dnormed_;                 // [T, C]
+  AlignedBuffer qkv_, dqkv_;                       // [T, (H + 2 G) D]
+  AlignedBuffer queries_, dqueries_, attended_;    // [T, H D]
+  AlignedBuffer keys_, dkeys_, values_, dvalues_;  // [T, G D]
+  AlignedBuffer tile_normed_;                      // [tile, C]
+  AlignedBuffer gate_up_;                          // [tile, 2 I]
+  AlignedBuffer activated_;                        // [tile, I]
+  PanelMatrix normed_rows_;                        // [T, C]
+  AlignedBuffer dprojection_;                      // [2 G D, C]
+};
+
+absl::Status Validate(const Transformer& model,
+                      absl::Span<const int32_t> tokens,
+                      const TraceOptions& options) {
+  const ModelConfig& config = model.config();
+  const int64_t num_tokens = static_cast<int64_t>(tokens.size());
+  if (options.label_shift < 1) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "label_shift is ", options.label_shift, " but must be at least 1"));
+  }
+  if (num_tokens < options.label_shift + 1) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "prompt ", options.prompt, " has ", num_tokens,
+        " tokens but a loss with label_shift ", options.label_shift,
+        " needs at least ", options.label_shift + 1));
+  }
+  if (num_tokens > config.max_position) {
+    return absl::OutOfRangeError(absl::StrCat(
+        "prompt ", options.prompt, " has ", num_tokens,
+        " tokens but the model's context is ", config.max_position));
+  }
+  for (int64_t t = 0; t < num_tokens; ++t) {
+    if (tokens[t] < 0 || tokens[t] >= config.vocab_size) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "prompt ", options.prompt, " token ", t, " is ", tokens[t],
+          " but must be in [0, ", config.vocab_size, ")"));
+    }
+  }
+  if (options.signals.NeedsGradients() &&
+      model.weights().lm_head->matrix() == nullptr) {
+    return absl::FailedPreconditionError(
+        "gradients need compute: FLOAT32; the model was loaded in BFLOAT16");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<double> TraceLayers(
+    Transformer& model, absl::Span<const int32_t> tokens,
+    const TraceOptions& options,
+    const std::function<absl::Status(const LayerTrace&)>& observe) {
+  KVMIX_RETURN_IF_ERROR(Validate(model, tokens, options));
+  return Tracer(model, tokens, options, observe).Run();
+}
+
+}  // namespace kvmix

@@ -1,0 +1,266 @@
+#include "models/transformer.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "kvmix/base/status_matchers.h"
+#include "models/test_model.h"
+
+namespace kvmix {
+namespace {
+
+using ::absl::StatusCode;
+using ::kvmix::testing::FullPrecisionCache;
+using ::kvmix::testing::Load;
+using ::kvmix::testing::Logits;
+using ::kvmix::testing::RandomTokens;
+using ::kvmix::testing::RandomWeights;
+using ::kvmix::testing::SmallConfig;
+using ::kvmix::testing::StatusIs;
+using ::testing::HasSubstr;
+
+// Shapes of the families; the values are compared with PyTorch in
+// families_test.
+std::vector<ModelConfig> Configs() {
+  ModelConfig llama = SmallConfig();
+  ModelConfig mistral = SmallConfig();
+  mistral.family = "mistral";
+  mistral.sliding_window = 20;
+  ModelConfig qwen2 = SmallConfig();
+  qwen2.family = "qwen2";
+  qwen2.qkv_bias = true;
+  qwen2.tie_embeddings = true;
+  ModelConfig qwen3 = SmallConfig();
+  qwen3.family = "qwen3";
+  qwen3.qk_norm = true;
+  return {llama, mistral, qwen2, qwen3};
+}
+
+std::vector<float> LogitsOf(Transformer& model,
+                            const std::vector<int32_t>& tokens) {
+  const auto cache = FullPrecisionCache(model);
+  return Logits(model, {{.tokens = tokens, .cache = cache.get()}})[0];
+}
+
+TEST(TransformerTest, ResultsDoNotDependOnTheNumberOfThreads) {
+  for (const ModelConfig& config : Configs()) {
+    const RandomWeights weights(config);
+    const auto tokens = RandomTokens(config, 120);
+    const auto one = Load(config, weights, 1);
+    const std::vector<float> expected = LogitsOf(*one, tokens);
+    for (const int num_threads : {2, 3}) {
+      const auto model = Load(config, weights, num_threads);
+      EXPECT_EQ(LogitsOf(*model, tokens), expected)
+          << config.family << ", " << num_threads << " threads";
+    }
+  }
+}
+
+TEST(TransformerTest, ASequenceDoesNotDependOnTheRestOfItsBatch) {
+  for (const ModelConfig& config : Configs()) {
+    const auto model = Load(config, RandomWeights(config));
+    std::vector<std::vector<int32_t>> sequences;
+    std::vector<std::unique_ptr<KvCache>> caches;
+    std::vector<Chunk> batch;
+    for (const int64_t length : {1, 65, 30, 7}) {
+      sequences.push_back(RandomTokens(config, length, length));
+      caches.push_back(FullPrecisionCache(*model));
+    }
+    for (size_t i = 0; i < sequences.size(); ++i)
+      batch.push_back({.tokens = sequences[i], .cache = caches[i].get()});
+    const auto together = Logits(*model, batch);
+    for (size_t i = 0; i < sequences.size(); ++i) {
+      EXPECT_EQ(together[i], LogitsOf(*model, sequences[i]))
+          << config.family << ", sequence " << i;
+    }
+  }
+}
+
+TEST(TransformerTest, ChunksAndSingleTokensGiveTheLogitsOfOnePass) {
+  for (const ModelConfig& config : Configs()) {
+    const auto model = Load(config, RandomWeights(config));
+    const auto tokens = RandomTokens(config, 90);
+    const std::vector<float> expected = LogitsOf(*model, tokens);
+    for (const size_t chunk : {1, 7, 64}) {
+      const auto cache = FullPrecisionCache(*model);
+      std::vector<float> logits;
+      for (size_t first = 0; first < tokens.size(); first += chunk) {
+        const auto part = Logits(
+            *model,
+            {{.tokens = absl::MakeConstSpan(tokens).subspan(first, chunk),
+              .cache = cache.get()}});
+        logits.insert(logits.end(), part[0].begin(), part[0].end());
+      }
+      EXPECT_EQ(logits, expected) << config.family << ", chunks of " << chunk;
+    }
+  }
+}
+
+TEST(TransformerTest, OnlyTheWantedLogitsAreShownInOrder) {
+  const ModelConfig config = SmallConfig();
+  const auto model = Load(config, RandomWeights(config));
+  const auto tokens = RandomTokens(config, 9);
+  const std::vector<float> all = LogitsOf(*model, tokens);
+  const auto last = FullPrecisionCache(*model);
+  const auto none = FullPrecisionCache(*model);
+  const auto every = FullPrecisionCache(*model);
+  std::vector<std::pair<int, int64_t>> shown;
+  EXPECT_OK(model->Forward(
+      {{.tokens = tokens, .cache = last.get(), .logits = WantLogits::kLast},
+       {.tokens = tokens, .cache = none.get(), .logits = WantLogits::kNone},
+       {.tokens = tokens, .cache = every.get(), .logits = WantLogits::kAll}},
+      [&](int chunk, int64_t first, int64_t rows, const float* logits) {
+        for (int64_t r = 0; r < rows; ++r) {
+          shown.push_back({chunk, first + r});
+          EXPECT_TRUE(
+              std::equal(logits + r * config.vocab_size,
+                         logits + (r + 1) * config.vocab_size,
+                         all.begin() + (first + r) * config.vocab_size));
+        }
+        return absl::OkStatus();
+      }));
+  std::vector<std::pair<int, int64_t>> expected = {{0, 8}};
+  for (int64_t t = 0; t < 9; ++t) expected.push_back({2, t});
+  EXPECT_EQ(shown, expected);
+}
+
+TEST(TransformerTest, ASlidingWindowForgetsOlderTokens) {
+  ModelConfig config = SmallConfig();
+  config.num_layers = 1;  // each layer lets a token see one window further back
+  config.family = "mistral";
+  config.sliding_window = 10;
+  const auto model = Load(config, RandomWeights(config));
+  auto tokens = RandomTokens(config, 40);
+  const std::vector<float> before = LogitsOf(*model, tokens);
+  tokens[20] = (tokens[20] + 1) % config.vocab_size;
+  const std::vector<float> after = LogitsOf(*model, tokens);
+  for (int64_t t = 0; t < 40; ++t) {
+    const bool same = std::equal(before.begin() + t * config.vocab_size,
+                                 before.begin() + (t + 1) * config.vocab_size,
+                                 after.begin() + t * config.vocab_size);
+    EXPECT_EQ(same, t < 20 || t >= 30) << "token " << t;
+  }
+}
+
+TEST(TransformerTest, WeightBytesCountTiedEmbeddingsOnce) {
+  ModelConfig config = SmallConfig();
+  config.vocab_size = 96;
+  config.tie_embeddings = true;
+  const int64_t tied = Load(config, RandomWeights(config))->weight_bytes();
+  config.tie_embeddings = false;
+  const int64_t untied = Load(config, RandomWeights(config))->weight_bytes();
+  EXPECT_EQ(untied - tied, (96 * 48 + 96) * 4);  // with a bias of zeros
+}
+
+class TransformerErrorTest : public ::testing::Test {
+ protected:
+  absl::Status Run(const std::vector<int32_t>& tokens, KvCache* cache) {
+    return model_->Forward({{.tokens = tokens, .cache = cache}}, Ignore);
+  }
+  static absl::Status Ignore(int, int64_t, int64_t, const float*) {
+    return absl::OkStatus();
+  }
+
+  const ModelConfig config_ = SmallConfig();
+  const std::unique_ptr<Transformer> model_ =
+      Load(config_, RandomWeights(config_));
+  const std::unique_ptr<KvCache> cache_ = FullPrecisionCache(*model_);
+};
+
+TEST_F(TransformerErrorTest, TokensOutsideTheVocabularyAreRefused) {
+  EXPECT_THAT(Run({1, 2, 80}, cache_.get()),
+              StatusIs(StatusCode::kInvalidArgument,
+                       HasSubstr("batch[0].tokens[2] is 80 but must be in [0, "
+                                 "80)")));
+  EXPECT_THAT(Run({-1}, cache_.get()),
+              StatusIs(StatusCode::kInvalidArgument, HasSubstr("is -1")));
+  EXPECT_EQ(cache_->num_tokens(0), 0);
+}
+
+TEST_F(TransformerErrorTest, EmptyChunksAndNullOrSharedCachesAreRefused) {
+  EXPECT_THAT(Run({}, cache_.get()), StatusIs(StatusCode::kInvalidArgument,
+                                              HasSubstr("tokens is empty")));
+  EXPECT_THAT(Run({1}, nullptr), StatusIs(StatusCode::kInvalidArgument,
+                                          HasSubstr("cache is null")));
+  const std::vector<int32_t> tokens = {1};
+  EXPECT_THAT(model_->Forward({{.tokens = tokens, .cache = cache_.get()},
+                               {.tokens = tokens, .cache = cache_.get()}},
+                              Ignore),
+              StatusIs(StatusCode::kInvalidArgument,
+                       HasSubstr("batch[1].cache is also that of batch[0]")));
+}
+
+TEST_F(TransformerErrorTest, SequencesLongerThanTheContextAreRefused) {
+  EXPECT_OK(Run(RandomTokens(config_, 250), cache_.get()));
+  EXPECT_THAT(Run(RandomTokens(config_, 7), cache_.get()),
+              StatusIs(StatusCode::kOutOfRange,
+                       HasSubstr("would be 257 tokens long (250 in its cache) "
+                                 "but the model's context is 256")));
+  EXPECT_OK(Run(RandomTokens(config_, 6), cache_.get()));
+}
+
+TEST_F(TransformerErrorTest, ACacheOfAnotherShapeIsRefused) {
+  ModelConfig other = config_;
+  other.num_layers = 2;
+  const auto other_model = Load(other, RandomWeights(other));
+  const auto cache = FullPrecisionCache(*other_model);
+  EXPECT_THAT(Run({1}, cache.get()),
+              StatusIs(StatusCode::kInvalidArgument,
+                       HasSubstr("is of 2 layers x 2 KV heads x 16 channels "
+                                 "but the model has 3 x 2 x 16")));
+}
+
+TEST_F(TransformerErrorTest, ACacheThatAFailedPassLeftUnfinishedIsRefused) {
+  const std::vector<float> states(2 * 16);
+  ASSERT_OK(cache_->Append(0, 1, states.data(), states.data()));
+  ASSERT_OK(cache_->FinishChunk(0));
+  EXPECT_THAT(
+      Run({1}, cache_.get()),
+      StatusIs(StatusCode::kFailedPrecondition,
+               HasSubstr("holds 1 tokens in layer 0 and 0 in layer 1")));
+}
+
+TEST_F(TransformerErrorTest, TheConsumersErrorEndsThePass) {
+  const std::vector<int32_t> tokens = {1, 2};
+  EXPECT_THAT(model_->Forward({{.tokens = tokens, .cache = cache_.get()}},
+                              [](int, int64_t, int64_t, const float*) {
+                                return absl::CancelledError("enough");
+                              }),
+              StatusIs(StatusCode::kCancelled, HasSubstr("enough")));
+}
+
+TEST_F(TransformerErrorTest, BadOptionsAndMissingWeightsAreRefused) {
+  const RandomWeights weights(config_);
+  EXPECT_THAT(
+      Transformer::Load(config_, weights, {.num_threads = -1}),
+      StatusIs(StatusCode::kInvalidArgument, HasSubstr("num_threads is -1")));
+  ModelConfig deeper = config_;
+  deeper.num_layers = 4;
+  EXPECT_THAT(Transformer::Load(deeper, weights, {}),
+              StatusIs(StatusCode::kNotFound, HasSubstr("model.layers.3")));
+}
+
+TEST_F(TransformerErrorTest, BFloat16RunsOrIsRefusedWithTheReason) {
+  const auto model =
+      Transformer::Load(config_, RandomWeights(config_),
+                        {.num_threads = 2, .compute = ComputeType::kBFloat16});
+  if (!BFloat16IsSupported().ok()) {
+    EXPECT_THAT(model.status(),
+                StatusIs(StatusCode::kFailedPrecondition,
+                         HasSubstr("needs a CPU with AVX-512")));
+    return;
+  }
+  ASSERT_OK(model.status());
+  const auto tokens = RandomTokens(config_, 60);
+  const std::vector<float> expected = LogitsOf(*model_, tokens);
+  const std::vector<float> logits = LogitsOf(**model, tokens);
+  double error = 0, size = 0;
+  for (size_t i = 0; i < logits.size(); ++i) {
+    error += std::pow(logits[i] - expected[i], 2);
+    size += std::pow(expected[i], 2);
+  }
+  EXPECT_LT(std::sqrt(error / size), 0.05);
+}
+
+}  // namespace
+}  // namespace kvmix

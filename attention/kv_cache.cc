@@ -52,6 +52,17 @@ absl::Status ValidateFitsHalf(const CacheShape& shape, int64_t num_tokens,
   return absl::OkStatus();
 }
 
+// What `memory` throws becomes a status.
+template <typename Body>
+absl::Status CatchOutOfMemory(const std::string& place, const Body& body) {
+  try {
+    return body();
+  } catch (const std::bad_alloc&) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat(place, ": the memory of the KV cache is exhausted"));
+  }
+}
+
 }  // namespace
 
 struct KvCache::State {
@@ -74,6 +85,8 @@ struct KvCache::State {
     return layer.open_chunk == 1 &&
            recency->flush_order() == FlushOrder::kBeforeAttention;
   }
+  void AppendTokens(Layer& layer, int64_t num_tokens, const float* keys,
+                    const float* values) const;
   absl::Status Quantize(KvStream& stream, Side side, int bits) const;
   absl::Status QuantizeLayer(int index);
   absl::Status AskEviction(int index) const;
@@ -134,6 +147,17 @@ absl::Status KvCache::State::AddLayer(int index, const LayerPlan& plan) {
                            memory);
   }
   return absl::OkStatus();
+}
+
+void KvCache::State::AppendTokens(Layer& layer, int64_t num_tokens,
+                                  const float* keys,
+                                  const float* values) const {
+  const int64_t stride = int64_t{shape.num_kv_heads} * shape.head_dim;
+  for (int head = 0; head < shape.num_kv_heads; ++head) {
+    const int64_t first = int64_t{head} * shape.head_dim;
+    layer.keys[head].Append(keys + first, stride, num_tokens);
+    layer.values[head].Append(values + first, stride, num_tokens);
+  }
 }
 
 absl::Status KvCache::State::Quantize(KvStream& stream, Side side,
@@ -200,9 +224,13 @@ absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(
                      " layers but the model has ", shape.num_layers));
   auto state = std::make_unique<State>(shape, std::move(recency),
                                        std::move(eviction), memory);
-  state->layers.reserve(shape.num_layers);
-  for (int i = 0; i < shape.num_layers; ++i)
-    KVMIX_RETURN_IF_ERROR(state->AddLayer(i, plan.layer(i)));
+  KVMIX_RETURN_IF_ERROR(CatchOutOfMemory("new cache", [&] {
+    state->layers.reserve(shape.num_layers);
+    absl::Status status;
+    for (int i = 0; i < shape.num_layers && status.ok(); ++i)
+      status = state->AddLayer(i, plan.layer(i));
+    return status;
+  }));
   return std::unique_ptr<KvCache>(new KvCache(std::move(state)));
 }
 
@@ -233,23 +261,22 @@ absl::Status KvCache::Append(int index, int64_t num_tokens, const float* keys,
   KVMIX_RETURN_IF_ERROR(AddContext(ValidateFitsHalf(shape, num_tokens, values),
                                    Place(index, Side::kValue)));
   layer.open_chunk = num_tokens;
-  const int64_t stride = int64_t{shape.num_kv_heads} * shape.head_dim;
-  for (int head = 0; head < shape.num_kv_heads; ++head) {
-    layer.keys[head].Append(keys + head * shape.head_dim, stride, num_tokens);
-    layer.values[head].Append(values + head * shape.head_dim, stride,
-                              num_tokens);
-  }
-  if (state_->QuantizesBeforeAttention(layer))
+  return CatchOutOfMemory(absl::StrCat("layer ", index), [&] {
+    state_->AppendTokens(layer, num_tokens, keys, values);
+    if (!state_->QuantizesBeforeAttention(layer)) return absl::OkStatus();
     return state_->QuantizeLayer(index);
-  return absl::OkStatus();
+  });
 }
 
 absl::Status KvCache::FinishChunk(int index) {
   KVMIX_CHECK(index >= 0 && index < state_->shape.num_layers);
   Layer& layer = state_->layers[index];
   KVMIX_CHECK(layer.open_chunk != 0) << "FinishChunk without Append";
-  if (!state_->QuantizesBeforeAttention(layer))
-    KVMIX_RETURN_IF_ERROR(state_->QuantizeLayer(index));
+  if (!state_->QuantizesBeforeAttention(layer)) {
+    KVMIX_RETURN_IF_ERROR(CatchOutOfMemory(absl::StrCat("layer ", index), [&] {
+      return state_->QuantizeLayer(index);
+    }));
+  }
   KVMIX_RETURN_IF_ERROR(state_->AskEviction(index));
   layer.open_chunk = 0;
   return absl::OkStatus();

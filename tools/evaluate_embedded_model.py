@@ -35,6 +35,7 @@ SUITE = [
     ("recall, 32 confusable keys, 2048 tokens", "--task=recall --facts=32 --tokens=2048", 60, 20),
     ("recall, 32 confusable keys, 4096 tokens", "--task=recall --facts=32 --tokens=4088", 60, 20),
     ("recall, 128 confusable keys, 2048 tokens", "--task=recall --facts=128 --tokens=2048", 40, 25),
+    ("recall, 128 confusable keys, 4096 tokens", "--task=recall --facts=128 --tokens=4088", 20, 25),
     ("recall, 32 random keys, 2048 tokens", "--task=recall --facts=32 --tokens=2048 --confusable=0", 30, 20),
     ("hop, trace of 2 hops, 24 variables, 2048 tokens", "--task=hop --facts=24 --hops=2 --tokens=2048", 50, 8),
     ("hop, value alone after 1 hop, 24 variables, 2048 tokens", "--task=hop --facts=24 --hops=1 --direct --tokens=2048", 40, 10),
@@ -42,6 +43,7 @@ SUITE = [
     ("count, 32 additions of 9 kinds, 512 tokens", "--task=count --facts=32 --tokens=512", 60, 6),
     ("count, 32 additions of 9 kinds, 2048 tokens", "--task=count --facts=32 --tokens=2048", 60, 6),
     ("copy, 16 strings of 12 symbols, 2048 tokens", "--task=copy --facts=16 --tokens=2048", 40, 10),
+    ("copy, 16 strings of 12 symbols, 4096 tokens", "--task=copy --facts=16 --tokens=4080", 20, 10),
 ]
 
 
@@ -127,7 +129,7 @@ def main():
     parser.add_argument("--generator", default="bazel-bin/experiments/synthetic/generate_text")
     parser.add_argument("--weights", default="models/embedded/model.safetensors")
     parser.add_argument("--output", default="models/embedded/figures.json")
-    parser.add_argument("--only", default="", help="evaluate only the tasks whose name contains this")
+    parser.add_argument("--only", default="", help="evaluate only the tasks whose name contains this, and keep the other figures")
     parser.add_argument("--bits", default="2", help="comma-separated bit widths")
     parser.add_argument("--share", type=float, default=1.0, help="share of the contexts, for a quick look")
     args = parser.parse_args()
@@ -135,6 +137,9 @@ def main():
     model = embedded_model.load_model(args.weights)
     bits = [int(b) for b in args.bits.split(",") if b]
     figures = dict(perplexity={}, tasks={})
+    if args.only and os.path.exists(args.output):
+        with open(args.output, encoding="utf-8") as file:
+            figures = json.load(file)
     if not args.only:
         for name, options in (("story", "--task=story"), ("training mixture", "--task=mixture --training --facts=64")):
             figures["perplexity"][name] = evaluate_perplexity(model, args.generator, options, 40)

@@ -1,0 +1,61 @@
+// Flags of one command: --name=value or --name value, in any order with
+// arguments; "-" and "_" in names are the same; "--" ends the flags.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+
+namespace kvmix {
+
+class CommandLine {
+ public:
+  // usage: "kvmix run CONFIG [flags]"; description: what the command does.
+  CommandLine(std::string usage, std::string description);
+
+  // The variable's value is the default and is shown as such.
+  void Flag(const std::string& name, std::string* value,
+            const std::string& help);
+  void Flag(const std::string& name, int* value, const std::string& help);
+  void Flag(const std::string& name, int64_t* value, const std::string& help);
+  void Flag(const std::string& name, double* value, const std::string& help);
+  // --name, or --name=true and --name=false.
+  void Flag(const std::string& name, bool* value, const std::string& help);
+  // May be given many times.
+  void Flag(const std::string& name, std::vector<std::string>* values,
+            const std::string& help);
+
+  // The arguments that are no flags. Errors are usage errors. After --help,
+  // wants_help() is true and nothing else counts.
+  absl::StatusOr<std::vector<std::string>> Parse(
+      absl::Span<const std::string> args);
+  bool wants_help() const { return wants_help_; }
+  std::string Help() const;
+
+ private:
+  struct FlagInfo {
+    std::string name;
+    std::string help;
+    std::string default_text;
+    bool is_bool = false;
+    std::function<bool(absl::string_view)> set;
+  };
+  FlagInfo* Find(absl::string_view name);
+
+  const std::string usage_;
+  const std::string description_;
+  std::vector<FlagInfo> flags_;
+  bool wants_help_ = false;
+};
+
+// An error of how a command was called, which ends the program with code 2.
+absl::Status UsageError(absl::string_view message);
+bool IsUsageError(const absl::Status& status);
+
+}  // namespace kvmix

@@ -1,0 +1,22 @@
+#include "experiments/commands.h"
+
+namespace kvmix {
+
+absl::Span<const Command> Commands() {
+  static constexpr Command kCommands[] = {
+      {"run", "run an experiment and write its tables", RunCommand},
+      {"profile", "measure how much each layer matters", ProfileCommand},
+      {"plan", "show and write the bits that methods give each layer",
+       PlanCommand},
+      {"generate", "continue a prompt, full precision beside a method",
+       GenerateCommand},
+      {"tokenize", "print the token ids of a text", TokenizeCommand},
+      {"logits", "write the logits of a text as a .npy file", LogitsCommand},
+      {"inspect", "print a model's shape, tensors and cache sizes",
+       InspectCommand},
+      {"list", "list the components and their options", ListCommand},
+  };
+  return kCommands;
+}
+
+}  // namespace kvmix

@@ -1,0 +1,213 @@
+#include "experiments/evaluate.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "experiments/metrics.h"
+#include "kvmix/base/check.h"
+#include "kvmix/base/status_macros.h"
+
+namespace kvmix {
+namespace {
+
+// Scores of one row; rows are scored in parallel and stored in order.
+struct TokenScore {
+  double nll = 0;
+  double kl = 0;
+  bool top1 = false;
+  bool hit = false;
+};
+
+// Scores the logits of one chunk of all methods.
+class ChunkScorer {
+ public:
+  ChunkScorer(const Window& window, int64_t first, int64_t num_tokens,
+              int64_t vocab_size, ThreadPool& threads, WindowRecord& record)
+      : window_(window),
+        first_(first),
+        // The window's last token has no successor to score.
+        num_scored_(std::min<int64_t>(
+            num_tokens,
+            static_cast<int64_t>(window.tokens.size()) - 1 - first)),
+        vocab_size_(vocab_size),
+        threads_(threads),
+        record_(record),
+        full_logits_(std::max<int64_t>(num_scored_, 0) * vocab_size),
+        full_(std::max<int64_t>(num_scored_, 0)) {}
+
+  absl::Status Consume(int method, int64_t first_token, int64_t num_rows,
+                       const float* logits) {
+    const int64_t rows = std::min(num_rows, num_scored_ - first_token);
+    if (rows <= 0) return absl::OkStatus();
+    if (method == 0) {
+      std::copy_n(logits, rows * vocab_size_,
+                  full_logits_.data() + first_token * vocab_size_);
+      full_rows_ += rows;
+    } else {
+      KVMIX_CHECK(full_rows_ == num_scored_)
+          << "logits of full precision must come first";
+    }
+    std::vector<TokenScore> scores(rows);
+    threads_.ParallelFor(rows, [&](int64_t row, int) {
+      scores[row] =
+          Score(method, first_token + row, logits + row * vocab_size_);
+    });
+    return Store(method, first_token, scores);
+  }
+
+ private:
+  TokenScore Score(int method, int64_t token, const float* logits) {
+    if (method == 0) {
+      full_[token] =
+          ReduceLogits(full_logits_.data() + token * vocab_size_, vocab_size_);
+    }
+    const LogitsRow& full = full_[token];
+    const LogitsRow own =
+        method == 0 ? full : ReduceLogits(logits, vocab_size_);
+    const int32_t next = window_.tokens[first_ + token + 1];
+    return {.nll = Nll(own, next),
+            .kl = method == 0 ? 0 : KlDivergence(full, own, vocab_size_),
+            .top1 = own.argmax == full.argmax,
+            .hit = own.argmax == next};
+  }
+
+  absl::Status Store(int method, int64_t first_token,
+                     const std::vector<TokenScore>& scores) {
+    WindowMethod& out = *record_.mutable_method(method);
+    for (size_t i = 0; i < scores.size(); ++i) {
+      if (!std::isfinite(scores[i].nll) || !std::isfinite(scores[i].kl)) {
+        return absl::InternalError(
+            absl::StrCat("logits after token ", first_ + first_token + i,
+                         " of the window are not finite"));
+      }
+      out.add_nll(scores[i].nll);
+      out.add_kl(scores[i].kl);
+      out.add_top1(scores[i].top1);
+      out.add_hit(scores[i].hit);
+    }
+    return absl::OkStatus();
+  }
+
+  const Window& window_;
+  const int64_t first_;
+  const int64_t num_scored_;
+  const int64_t vocab_size_;
+  ThreadPool& threads_;
+  WindowRecord& record_;
+  std::vector<float> full_logits_;  // [num_scored, V]
+  std::vector<LogitsRow> full_;
+  int64_t full_rows_ = 0;
+};
+
+LedgerSideRecord SideRecord(const LedgerSide& side, int head_dim) {
+  LedgerSideRecord record;
+  record.set_codes(side.codes);
+  record.set_scales(side.scales);
+  record.set_zeros(side.zeros);
+  record.set_sinks(side.sinks);
+  record.set_window(side.window);
+  record.set_slack(side.slack);
+  record.set_packed_elements(side.packed_tokens * head_dim);
+  return record;
+}
+
+Ledger LedgerRecord(const KvCache& cache, int64_t num_tokens) {
+  const MemoryLedger bill = cache.ledger();
+  const CacheShape& shape = cache.shape();
+  Ledger record;
+  *record.mutable_key() = SideRecord(bill.key, shape.head_dim);
+  *record.mutable_value() = SideRecord(bill.value, shape.head_dim);
+  record.set_bookkeeping(bill.bookkeeping);
+  record.set_fp16_bytes(2 * 2 * num_tokens * shape.num_layers *
+                        shape.num_kv_heads * shape.head_dim);
+  return record;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<KvCache>> MakeCache(
+    const Transformer& model, const RunnableMethod& method) {
+  absl::StatusOr<std::unique_ptr<KvCache>> cache = KvCache::Create(
+      model.cache_shape(), method.plan, method.recency, method.eviction);
+  if (cache.ok()) return cache;
+  return AddContext(cache.status(), absl::StrCat("method ", method.name));
+}
+
+std::vector<int64_t> ChunkLengths(const Evaluation& evaluation,
+                                  int64_t num_tokens, int64_t prompt_tokens) {
+  int64_t step = 1;
+  std::vector<int64_t> lengths;
+  if (evaluation.mode() == Evaluation::CHUNKED) {
+    step = evaluation.chunk_tokens();
+  } else if (evaluation.mode() == Evaluation::EXACT_PREFILL) {
+    if (evaluation.prefill_tokens() > 0)
+      prompt_tokens = evaluation.prefill_tokens();
+    lengths.push_back(std::clamp<int64_t>(prompt_tokens, 1, num_tokens));
+    num_tokens -= lengths[0];
+  }
+  for (; num_tokens > 0; num_tokens -= lengths.back())
+    lengths.push_back(std::min(step, num_tokens));
+  return lengths;
+}
+
+std::string ModeText(const Evaluation& evaluation) {
+  if (evaluation.mode() == Evaluation::CHUNKED)
+    return absl::StrCat("CHUNKED(", evaluation.chunk_tokens(), ")");
+  if (evaluation.mode() == Evaluation::EXACT_PREFILL &&
+      evaluation.prefill_tokens() > 0)
+    return absl::StrCat("EXACT_PREFILL(", evaluation.prefill_tokens(), ")");
+  return Evaluation::Mode_Name(evaluation.mode());
+}
+
+absl::StatusOr<WindowRecord> EvaluateWindow(
+    Transformer& model, absl::Span<const RunnableMethod> methods,
+    const Window& window, const Evaluation& evaluation, ThreadPool& threads,
+    const std::atomic<bool>* stop) {
+  WindowRecord record;
+  record.set_words(window.words);
+  for (const Window::Span& span : window.answers) {
+    AnswerSpan* answer = record.add_answer();
+    // Token i is scored by the logits of token i - 1.
+    answer->set_begin(static_cast<int>(span.begin) - 1);
+    answer->set_count(static_cast<int>(span.count));
+  }
+  std::vector<std::unique_ptr<KvCache>> caches;
+  for (const RunnableMethod& method : methods) {
+    KVMIX_ASSIGN_OR_RETURN(std::unique_ptr<KvCache> cache,
+                           MakeCache(model, method));
+    caches.push_back(std::move(cache));
+    record.add_method();
+  }
+  const int64_t num_tokens = static_cast<int64_t>(window.tokens.size());
+  int64_t first = 0;
+  for (int64_t length :
+       ChunkLengths(evaluation, num_tokens, window.prompt_tokens)) {
+    if (stop != nullptr && *stop) return absl::CancelledError("interrupted");
+    std::vector<Chunk> batch;
+    for (const auto& cache : caches) {
+      batch.push_back(
+          {.tokens = absl::MakeConstSpan(window.tokens).subspan(first, length),
+           .cache = cache.get(),
+           .logits = WantLogits::kAll});
+    }
+    ChunkScorer scorer(window, first, length, model.config().vocab_size,
+                       threads, record);
+    KVMIX_RETURN_IF_ERROR(
+        model.Forward(batch, [&](int chunk, int64_t first_token,
+                                 int64_t num_rows, const float* logits) {
+          return AddContext(
+              scorer.Consume(chunk, first_token, num_rows, logits),
+              absl::StrCat("method ", methods[chunk].name));
+        }));
+    first += length;
+  }
+  for (size_t m = 0; m < methods.size(); ++m) {
+    *record.mutable_method(static_cast<int>(m))->mutable_ledger() =
+        LedgerRecord(*caches[m], num_tokens);
+  }
+  return record;
+}
+
+}  // namespace kvmix

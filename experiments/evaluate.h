@@ -1,0 +1,54 @@
+// Evaluates all methods on one window, side by side.
+//
+// Every method has its own cache; all of them take each chunk in one batched
+// pass, full precision first, so that divergences are taken chunk by chunk and
+// only the chunk's logits of full precision are kept.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "experiments/experiment.pb.h"
+#include "experiments/record.pb.h"
+#include "experiments/windows.h"
+#include "kvmix/base/thread_pool.h"
+#include "kvmix/cache_plan.pb.h"
+#include "kvmix/eviction/eviction_policy.h"
+#include "kvmix/recency/recency_policy.h"
+#include "models/transformer.h"
+
+namespace kvmix {
+
+// A method that is ready to run: what a cache is made of.
+struct RunnableMethod {
+  std::string name;
+  CachePlan plan;
+  std::shared_ptr<const RecencyPolicy> recency;
+  std::shared_ptr<const EvictionPolicy> eviction;
+};
+
+absl::StatusOr<std::unique_ptr<KvCache>> MakeCache(
+    const Transformer& model, const RunnableMethod& method);
+
+// Tokens of the chunks that a window is fed in; they add up to `num_tokens`.
+// `prompt_tokens`: what EXACT_PREFILL takes at once if the config leaves it
+// open.
+std::vector<int64_t> ChunkLengths(const Evaluation& evaluation,
+                                  int64_t num_tokens, int64_t prompt_tokens);
+
+// "CHUNKED(128)"
+std::string ModeText(const Evaluation& evaluation);
+
+// methods[0] is full precision. Errors: those of Transformer::Forward, logits
+// that are not finite; Cancelled when *stop becomes true, between two chunks.
+absl::StatusOr<WindowRecord> EvaluateWindow(
+    Transformer& model, absl::Span<const RunnableMethod> methods,
+    const Window& window, const Evaluation& evaluation, ThreadPool& threads,
+    const std::atomic<bool>* stop = nullptr);
+
+}  // namespace kvmix

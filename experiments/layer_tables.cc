@@ -1,0 +1,86 @@
+#include "experiments/layer_tables.h"
+
+#include <algorithm>
+#include <functional>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_replace.h"
+#include "kvmix/base/status_macros.h"
+#include "kvmix/budget.h"
+
+namespace kvmix {
+namespace {
+
+// Rank of each score, 1 for the highest; ties go to the earlier layer.
+std::vector<int> Ranks(const ImportanceProfile& profile, bool key) {
+  const auto score = [&](int layer) {
+    return key ? profile.layer(layer).key() : profile.layer(layer).value();
+  };
+  std::vector<int> order(profile.layer_size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int a, int b) { return score(a) > score(b); });
+  std::vector<int> ranks(order.size());
+  for (size_t i = 0; i < order.size(); ++i)
+    ranks[order[i]] = static_cast<int>(i) + 1;
+  return ranks;
+}
+
+std::string FormatText(const QuantFormat& format) {
+  if (format.bits() == 16) return "16 bits";
+  std::string axis = QuantFormat::Axis_Name(format.axis());
+  absl::AsciiStrToLower(&axis);
+  std::string text = absl::StrCat(format.bits(), " bits, ",
+                                  absl::StrReplaceAll(axis, {{"_", " "}}),
+                                  ", group ", format.group_size());
+  if (format.packing() == QuantFormat::DENSE) return text;
+  std::string packing = QuantFormat::Packing_Name(format.packing());
+  absl::AsciiStrToLower(&packing);
+  return absl::StrCat(text, ", ", packing);
+}
+
+}  // namespace
+
+Table ProfileTable(const ImportanceProfile& profile) {
+  Table table;
+  table.header = {"layer",   "K score", "+-",    "K rank",
+                  "V score", "+-",      "V rank"};
+  const std::vector<int> key_ranks = Ranks(profile, true);
+  const std::vector<int> value_ranks = Ranks(profile, false);
+  for (int i = 0; i < profile.layer_size(); ++i) {
+    const LayerImportance& layer = profile.layer(i);
+    table.rows.push_back({absl::StrCat(i), absl::StrFormat("%.5g", layer.key()),
+                          absl::StrFormat("%.2g", layer.key_stderr()),
+                          absl::StrCat(key_ranks[i]),
+                          absl::StrFormat("%.5g", layer.value()),
+                          absl::StrFormat("%.2g", layer.value_stderr()),
+                          absl::StrCat(value_ranks[i])});
+  }
+  return table;
+}
+
+Table PlanTable(const CachePlan& plan) {
+  Table table;
+  table.header = {"layer", "keys", "values"};
+  for (int i = 0; i < plan.layer_size(); ++i) {
+    table.rows.push_back({absl::StrCat(i), FormatText(plan.layer(i).key()),
+                          FormatText(plan.layer(i).value())});
+  }
+  return table;
+}
+
+absl::StatusOr<std::string> PlanSummary(const CachePlan& plan, int head_dim) {
+  KVMIX_ASSIGN_OR_RETURN(const PlanBits bits, BitsOfPlan(plan, head_dim));
+  return absl::StrFormat(
+      "K %.5g bits nominal, %.5g effective; V %.5g nominal, %.5g effective; "
+      "packed part %.2fx smaller than fp16",
+      bits.key.nominal, bits.key.effective, bits.value.nominal,
+      bits.value.effective, bits.compression());
+}
+
+}  // namespace kvmix

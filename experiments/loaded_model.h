@@ -1,0 +1,34 @@
+// A model that is ready to run, with its tokenizer.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "experiments/experiment.pb.h"
+#include "models/tokenizer/tokenizer.h"
+#include "models/transformer.h"
+
+namespace kvmix {
+
+struct LoadedModel {
+  std::string path;         // resolved
+  std::string fingerprint;  // of the files' contents
+  std::unique_ptr<Transformer> transformer;
+  std::unique_ptr<Tokenizer> tokenizer;
+
+  int64_t max_position() const { return transformer->config().max_position; }
+};
+
+// threads: 0, one for each core.
+absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, int threads);
+
+// The tokenizer alone, without reading weights. `path` as in ModelSource.
+absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizerOf(
+    const std::string& path);
+
+// Of a file's contents, or of the configuration, tokenizer and weights in a
+// folder.
+absl::StatusOr<std::string> FingerprintModel(const std::string& path);
+
+}  // namespace kvmix

@@ -1,0 +1,67 @@
+#include <iostream>
+#include <set>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "experiments/command_line.h"
+#include "experiments/commands.h"
+#include "experiments/config_flags.h"
+#include "experiments/layer_tables.h"
+#include "experiments/paths.h"
+#include "experiments/run_experiment.h"
+#include "experiments/text_proto.h"
+#include "kvmix/base/status_macros.h"
+
+namespace kvmix {
+
+absl::Status ProfileCommand(absl::Span<const std::string> args,
+                            const std::atomic<bool>& stop) {
+  CommandLine command_line(
+      "kvmix profile [flags]",
+      "Shows an importance estimator the config's prompts, or your own, and "
+      "prints how much\nthe keys and values of every layer matter. Profiles "
+      "are "
+      "kept in OUTPUT/profiles/ and\nused again by runs with the same model, "
+      "prompts and estimator.");
+  ConfigFlags flags;
+  std::string estimator = "gradient_norm", file;
+  flags.AddTo(command_line);
+  command_line.Flag("estimator", &estimator,
+                    "name, or { name: ... options {...} }; kvmix list shows "
+                    "all");
+  command_line.Flag("output_file", &file,
+                    "write the profile there too, as a textproto");
+  KVMIX_ASSIGN_OR_RETURN(const std::vector<std::string> arguments,
+                         command_line.Parse(args));
+  if (command_line.wants_help()) {
+    std::cout << command_line.Help();
+    return absl::OkStatus();
+  }
+  if (!arguments.empty()) return UsageError("takes flags only");
+  flags.overrides.push_back(absl::StrCat("importance_estimator=", estimator));
+  KVMIX_ASSIGN_OR_RETURN(const ExperimentConfig config, flags.Load());
+  KVMIX_ASSIGN_OR_RETURN(LoadedModel model,
+                         LoadModel(config.model(), config.threads()));
+  const std::string folder = ResolvePath(config.output()) + "/profiles";
+  KVMIX_ASSIGN_OR_RETURN(const StoredProfile stored,
+                         Profile(
+                             model, config.importance_estimator(),
+                             [&] {
+                               return LoadPrompts(config, *model.tokenizer,
+                                                  model.max_position());
+                             },
+                             config.seed(), folder, &stop));
+  const ImportanceProfile& profile = stored.profile();
+  std::cout << ProfileTable(profile).Aligned() << "\n"
+            << absl::StrFormat(
+                   "%s over %d prompts, %d tokens, mean loss %.4f nats; unit "
+                   "%s; took %.1f s\n%s/%s.textproto\n",
+                   profile.estimator(), profile.num_prompts(),
+                   profile.num_tokens(), stored.mean_loss(),
+                   ImportanceProfile::Unit_Name(profile.unit()),
+                   stored.seconds(), folder, stored.key());
+  if (file.empty()) return absl::OkStatus();
+  return WriteTextProto(profile, ResolvePath(file));
+}
+
+}  // namespace kvmix

@@ -1,0 +1,302 @@
+#include "experiments/run_experiment.h"
+
+#include <map>
+#include <memory>
+#include <utility>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "experiments/config.h"
+#include "experiments/machine.h"
+#include "experiments/metrics.h"
+#include "experiments/paths.h"
+#include "experiments/report.h"
+#include "experiments/speed.h"
+#include "experiments/text_proto.h"
+#include "kvmix/base/fingerprint.h"
+#include "kvmix/base/status_macros.h"
+#include "kvmix/budget.h"
+
+namespace kvmix {
+namespace {
+
+// Part of every fingerprint; to be raised when the meaning of results changes,
+// so that old windows are not taken for new ones.
+constexpr int kResultVersion = 1;
+
+using DatasetWindows = std::vector<std::vector<Window>>;
+
+absl::StatusOr<DatasetWindows> LoadDatasets(const ExperimentConfig& config,
+                                            const LoadedModel& model) {
+  DatasetWindows all;
+  for (const Dataset& dataset : config.dataset()) {
+    KVMIX_ASSIGN_OR_RETURN(std::vector<Window> windows,
+                           LoadWindows(dataset, config.seed(), *model.tokenizer,
+                                       model.max_position()));
+    all.push_back(std::move(windows));
+  }
+  return all;
+}
+
+std::string ExperimentFingerprint(const ExperimentConfig& config,
+                                  const LoadedModel& model,
+                                  const DatasetWindows& datasets,
+                                  const PreparedMethods& prepared) {
+  std::string text = absl::StrCat(kResultVersion, "\n", ConfigText(config),
+                                  model.fingerprint, "\n");
+  for (const std::vector<Window>& windows : datasets) {
+    std::vector<std::vector<int32_t>> tokens;
+    for (const Window& window : windows) tokens.push_back(window.tokens);
+    absl::StrAppend(&text, FingerprintOf(tokens), "\n");
+  }
+  for (const std::string& key : prepared.profile_of)
+    absl::StrAppend(&text, key, "\n");
+  return Fingerprint(text);
+}
+
+// A method's name as part of a file name.
+std::string FileName(std::string name) {
+  for (char& c : name) {
+    if (!absl::ascii_isalnum(c) && c != '.' && c != '-') c = '_';
+  }
+  return name;
+}
+
+absl::Status WritePlans(const ExperimentConfig& config,
+                        const PreparedMethods& prepared,
+                        const std::string& folder) {
+  KVMIX_RETURN_IF_ERROR(
+      WriteTextProto(config, absl::StrCat(folder, "/config.textproto")));
+  for (const StoredProfile& profile : prepared.profiles) {
+    StoredProfile untimed = profile;
+    untimed.clear_seconds();
+    KVMIX_RETURN_IF_ERROR(WriteTextProto(
+        untimed,
+        absl::StrCat(folder, "/profile_", profile.key(), ".textproto")));
+  }
+  for (const RunnableMethod& method : prepared.methods) {
+    KVMIX_RETURN_IF_ERROR(WriteTextProto(
+        method.plan,
+        absl::StrCat(folder, "/plan_", FileName(method.name), ".textproto")));
+  }
+  return absl::OkStatus();
+}
+
+// Everything of the record that is known before quality is measured.
+absl::StatusOr<RunRecord> StartRecord(const ExperimentConfig& config,
+                                      const LoadedModel& model,
+                                      const PreparedMethods& prepared) {
+  RunRecord record;
+  record.set_name(config.name());
+  record.set_seed(config.seed());
+  record.set_mode(ModeText(config.evaluation()));
+  ModelRecord& shape = *record.mutable_model();
+  shape.set_path(config.model().path());
+  shape.set_fingerprint(model.fingerprint);
+  const ModelConfig& model_config = model.transformer->config();
+  shape.set_num_layers(model_config.num_layers);
+  shape.set_num_kv_heads(model_config.num_kv_heads);
+  shape.set_head_dim(model_config.head_dim);
+  shape.set_weight_bytes(model.transformer->weight_bytes());
+  shape.set_compute(ModelSource::Compute_Name(config.model().compute()));
+  for (size_t m = 0; m < prepared.methods.size(); ++m) {
+    const RunnableMethod& method = prepared.methods[m];
+    MethodRecord& row = *record.add_method();
+    row.set_name(method.name);
+    row.set_profile(prepared.profile_of[m]);
+    *row.mutable_plan() = method.plan;
+    KVMIX_ASSIGN_OR_RETURN(const PlanBits bits,
+                           BitsOfPlan(method.plan, model_config.head_dim));
+    row.set_key_nominal_bits(bits.key.nominal);
+    row.set_value_nominal_bits(bits.value.nominal);
+  }
+  return record;
+}
+
+absl::Status CheckIsFullPrecision(const RunnableMethod& method) {
+  for (const LayerPlan& layer : method.plan.layer()) {
+    if (layer.key().bits() == 16 && layer.value().bits() == 16) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        "method[0] (", method.name,
+        ") has fewer than 16 bits, but the first method is what the others are "
+        "compared with; put a full-precision one first, as bit_allocator { "
+        "name: \"uniform\" options { [type.googleapis.com/kvmix.UniformOptions]"
+        " { key_bits: 16 value_bits: 16 } } }"));
+  }
+  return absl::OkStatus();
+}
+
+void AddDataset(const std::string& name, absl::Span<const WindowRecord> windows,
+                RunRecord& record) {
+  for (int m = 0; m < record.method_size(); ++m) {
+    DatasetRecord& dataset = *record.mutable_method(m)->add_dataset();
+    dataset.set_name(name);
+    *dataset.mutable_quality() = SummarizeQuality(windows, m);
+    *dataset.mutable_memory() = SummarizeMemory(windows, m);
+  }
+}
+
+absl::Status EvaluateDatasets(const ExperimentConfig& config,
+                              const DatasetWindows& datasets,
+                              const std::vector<RunnableMethod>& methods,
+                              const std::atomic<bool>* stop, LoadedModel& model,
+                              ExperimentResult& result) {
+  const absl::Time start = absl::Now();
+  int evaluated = 0;
+  for (int d = 0; d < config.dataset_size(); ++d) {
+    const EvaluateRequest request = {.methods = methods,
+                                     .windows = datasets[d],
+                                     .evaluation = config.evaluation(),
+                                     .fingerprint = result.record.fingerprint(),
+                                     .dataset = d,
+                                     .name = config.dataset(d).name(),
+                                     .folder = result.folder + "/windows",
+                                     .stop = stop};
+    absl::StatusOr<std::vector<WindowRecord>> windows =
+        Evaluate(model, request, &evaluated);
+    if (absl::IsCancelled(windows.status())) {
+      return absl::CancelledError(absl::StrCat(
+          "interrupted; ", evaluated, " windows of this run are kept in ",
+          request.folder, ", and the same command goes on from there"));
+    }
+    if (!windows.ok()) return windows.status();
+    AddDataset(config.dataset(d).name(), *windows, result.record);
+  }
+  result.timings.set_evaluate_seconds(
+      absl::ToDoubleSeconds(absl::Now() - start));
+  result.timings.set_evaluated_windows(evaluated);
+  return absl::OkStatus();
+}
+
+void DescribeMachine(LoadedModel& model, Timings& timings) {
+  timings.set_commit(CheckoutCommit());
+  timings.set_compiler(CompilerName());
+  timings.set_cpu(CpuName());
+  timings.set_instruction_set(InstructionSet());
+  timings.set_threads(model.transformer->threads().num_threads());
+  timings.set_peak_resident_bytes(PeakResidentBytes());
+}
+
+}  // namespace
+
+absl::StatusOr<PreparedMethods> PrepareMethods(const ExperimentConfig& config,
+                                               LoadedModel& model,
+                                               const std::atomic<bool>* stop) {
+  const std::string folder = ResolvePath(config.output()) + "/profiles";
+  PreparedMethods prepared;
+  std::map<std::string, size_t> known;  // an estimator's text -> its profile
+  for (const Method& method : config.method()) {
+    KVMIX_ASSIGN_OR_RETURN(const bool needs_profile, NeedsProfile(method));
+    ImportanceProfile scores;
+    std::string key;
+    if (needs_profile) {
+      const Component& estimator = method.importance_estimator();
+      const auto [at, is_new] =
+          known.emplace(PrintTextProto(estimator), prepared.profiles.size());
+      if (is_new) {
+        KVMIX_ASSIGN_OR_RETURN(StoredProfile profile,
+                               Profile(
+                                   model, estimator,
+                                   [&] {
+                                     return LoadPrompts(config,
+                                                        *model.tokenizer,
+                                                        model.max_position());
+                                   },
+                                   config.seed(), folder, stop));
+        prepared.profiles.push_back(std::move(profile));
+      }
+      scores = prepared.profiles[at->second].profile();
+      key = prepared.profiles[at->second].key();
+    }
+    absl::StatusOr<RunnableMethod> runnable = Allocate(
+        method, scores, model.transformer->cache_shape(), config.seed());
+    if (!runnable.ok()) {
+      return AddContext(runnable.status(),
+                        absl::StrCat("method ", method.name()));
+    }
+    // What the cache refuses should be said before the first window runs.
+    KVMIX_RETURN_IF_ERROR(MakeCache(*model.transformer, *runnable).status());
+    prepared.methods.push_back(*std::move(runnable));
+    prepared.profile_of.push_back(key);
+  }
+  return prepared;
+}
+
+absl::StatusOr<ExperimentResult> RunExperiment(const ExperimentConfig& config,
+                                               const std::atomic<bool>* stop) {
+  KVMIX_ASSIGN_OR_RETURN(LoadedModel model,
+                         LoadModel(config.model(), config.threads()));
+  KVMIX_ASSIGN_OR_RETURN(const DatasetWindows datasets,
+                         LoadDatasets(config, model));
+  KVMIX_ASSIGN_OR_RETURN(const PreparedMethods prepared,
+                         PrepareMethods(config, model, stop));
+  KVMIX_RETURN_IF_ERROR(CheckIsFullPrecision(prepared.methods[0]));
+
+  ExperimentResult result;
+  KVMIX_ASSIGN_OR_RETURN(result.record, StartRecord(config, model, prepared));
+  result.record.set_fingerprint(
+      ExperimentFingerprint(config, model, datasets, prepared));
+  result.folder = absl::StrCat(ResolvePath(config.output()), "/", config.name(),
+                               "/", result.record.fingerprint());
+  KVMIX_RETURN_IF_ERROR(WritePlans(config, prepared, result.folder));
+  for (const StoredProfile& profile : prepared.profiles) {
+    ProfileTiming& timing = *result.timings.add_profile();
+    timing.set_key(profile.key());
+    timing.set_estimator(profile.profile().estimator());
+    timing.set_seconds(profile.seconds());
+  }
+  KVMIX_RETURN_IF_ERROR(EvaluateDatasets(config, datasets, prepared.methods,
+                                         stop, model, result));
+  if (!config.speed().skip()) {
+    KVMIX_ASSIGN_OR_RETURN(
+        const std::vector<MethodSpeed> speeds,
+        MeasureSpeed(*model.transformer, prepared.methods, config.speed(),
+                     datasets[0][0].tokens, stop));
+    result.timings.mutable_speed()->Assign(speeds.begin(), speeds.end());
+  }
+  DescribeMachine(model, result.timings);
+  KVMIX_RETURN_IF_ERROR(
+      Report(config, result.record, result.timings, result.folder));
+  return result;
+}
+
+std::string Describe(const ExperimentConfig& config) {
+  std::string text = absl::StrCat(
+      "experiment ", config.name(), ", seed ", config.seed(), ", model ",
+      config.model().path(), ", ", ModeText(config.evaluation()), "\n");
+  for (const Dataset& dataset : config.dataset()) {
+    absl::StrAppend(&text, "dataset ", dataset.name());
+    if (dataset.has_synthetic()) {
+      absl::StrAppend(&text, ": ", dataset.synthetic().documents(),
+                      " documents of ", dataset.synthetic().tokens(),
+                      " tokens, task ", dataset.synthetic().task(), "\n");
+    } else {
+      absl::StrAppend(
+          &text, ": ", dataset.path(), ", windows of ",
+          dataset.context_length(), " tokens, at most ",
+          dataset.max_tokens() > 0 ? absl::StrCat(dataset.max_tokens()) : "all",
+          " tokens\n");
+    }
+  }
+  for (const Method& method : config.method()) {
+    absl::StrAppend(&text, "method ", method.name(), ": ");
+    if (method.has_plan()) {
+      absl::StrAppend(&text, "a plan of ", method.plan().layer_size(),
+                      " layers");
+    } else {
+      absl::StrAppend(&text,
+                      method.has_importance_estimator()
+                          ? method.importance_estimator().name() + " > "
+                          : "",
+                      method.bit_allocator().name());
+    }
+    absl::StrAppend(&text, ", ", method.quantizer().name(), ", ",
+                    method.recency_policy().name(), ", ",
+                    method.eviction_policy().name(), "\n");
+  }
+  return text;
+}
+
+}  // namespace kvmix

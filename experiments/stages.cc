@@ -1,0 +1,203 @@
+#include "experiments/stages.h"
+
+#include <memory>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "experiments/text_proto.h"
+#include "kvmix/allocation/bit_allocator.h"
+#include "kvmix/base/file.h"
+#include "kvmix/base/fingerprint.h"
+#include "kvmix/base/progress_bar.h"
+#include "kvmix/base/registry.h"
+#include "kvmix/base/status_macros.h"
+#include "kvmix/importance/importance_estimator.h"
+#include "models/backward.h"
+
+namespace kvmix {
+namespace {
+
+// Shows `estimator` all layers of all prompts; the mean loss.
+absl::StatusOr<double> ObservePrompts(LoadedModel& model,
+                                      const Prompts& prompts,
+                                      ImportanceEstimator& estimator,
+                                      const std::atomic<bool>* stop) {
+  ProgressBar bar("profile", static_cast<int64_t>(prompts.size()), "prompts");
+  double loss_sum = 0;
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    if (stop != nullptr && *stop) return absl::CancelledError("interrupted");
+    const TraceOptions options = {.signals = estimator.RequiredSignals(),
+                                  .label_shift = estimator.LabelShift(),
+                                  .prompt = static_cast<int>(i)};
+    absl::StatusOr<double> loss = TraceLayers(
+        *model.transformer, prompts[i], options,
+        [&](const LayerTrace& trace) { return estimator.Observe(trace); });
+    if (!loss.ok())
+      return AddContext(loss.status(), absl::StrCat("prompt ", i));
+    loss_sum += *loss;
+    bar.Advance();
+  }
+  return loss_sum / prompts.size();
+}
+
+std::string ProfileKey(const StoredProfile& profile) {
+  return Fingerprint(absl::StrCat(profile.model(), "\n", profile.prompts(),
+                                  "\n", profile.estimator(), "\n",
+                                  profile.seed()));
+}
+
+std::string WindowPath(const EvaluateRequest& request, size_t window) {
+  return absl::StrFormat("%s/%d_%05d.pb", request.folder, request.dataset,
+                         window);
+}
+
+// The window's record if it is on disk and belongs to this experiment.
+bool ReadWindow(const EvaluateRequest& request, size_t window,
+                WindowRecord& record) {
+  if (request.folder.empty()) return false;
+  const absl::StatusOr<std::string> bytes =
+      ReadFile(WindowPath(request, window));
+  return bytes.ok() && record.ParseFromString(*bytes) &&
+         record.fingerprint() == request.fingerprint &&
+         record.dataset() == request.dataset &&
+         record.window() == static_cast<int>(window) &&
+         record.method_size() == static_cast<int>(request.methods.size());
+}
+
+absl::Status KeepWindow(const EvaluateRequest& request, size_t window,
+                        WindowRecord& record) {
+  record.set_fingerprint(request.fingerprint);
+  record.set_dataset(request.dataset);
+  record.set_window(static_cast<int>(window));
+  if (request.folder.empty()) return absl::OkStatus();
+  return WriteFileAtomically(WindowPath(request, window),
+                             record.SerializeAsString());
+}
+
+}  // namespace
+
+absl::StatusOr<StoredProfile> Profile(
+    LoadedModel& model, const Component& component,
+    const std::function<absl::StatusOr<Prompts>()>& load_prompts, uint64_t seed,
+    const std::string& folder, const std::atomic<bool>* stop) {
+  KVMIX_ASSIGN_OR_RETURN(const std::unique_ptr<ImportanceEstimator> estimator,
+                         Registry<ImportanceEstimator>::Get().Make(
+                             component, "importance_estimator"));
+  const bool needs_model = !estimator->RequiredSignals().empty();
+  Prompts prompts;
+  if (needs_model) {
+    KVMIX_ASSIGN_OR_RETURN(prompts, load_prompts());
+  }
+  StoredProfile stored;
+  stored.set_model(model.fingerprint);
+  stored.set_prompts(FingerprintOf(prompts));
+  stored.set_estimator(PrintTextProto(component));
+  stored.set_seed(seed);
+  stored.set_key(ProfileKey(stored));
+  const std::string path =
+      absl::StrCat(folder, "/", stored.key(), ".textproto");
+  StoredProfile on_disk;
+  if (!folder.empty() && ReadTextProto(path, on_disk).ok() &&
+      on_disk.key() == stored.key()) {
+    on_disk.set_seconds(0);
+    return on_disk;
+  }
+  const absl::Time start = absl::Now();
+  KVMIX_RETURN_IF_ERROR(estimator->Start(
+      {.num_layers = model.transformer->config().num_layers, .seed = seed}));
+  if (needs_model) {
+    KVMIX_ASSIGN_OR_RETURN(const double loss,
+                           ObservePrompts(model, prompts, *estimator, stop));
+    stored.set_mean_loss(loss);
+  }
+  KVMIX_ASSIGN_OR_RETURN(*stored.mutable_profile(), estimator->Finish());
+  stored.set_seconds(absl::ToDoubleSeconds(absl::Now() - start));
+  if (!folder.empty()) KVMIX_RETURN_IF_ERROR(WriteTextProto(stored, path));
+  return stored;
+}
+
+absl::StatusOr<bool> NeedsProfile(const Method& method) {
+  if (method.has_plan()) return false;
+  KVMIX_ASSIGN_OR_RETURN(const std::unique_ptr<BitAllocator> allocator,
+                         Registry<BitAllocator>::Get().Make(
+                             method.bit_allocator(), "bit_allocator"));
+  return allocator->NeedsProfile();
+}
+
+absl::StatusOr<RunnableMethod> FullPrecision(const CacheShape& shape) {
+  Component recency, eviction;
+  recency.set_name("none");
+  eviction.set_name("keep_all");
+  RunnableMethod method;
+  method.name = "full precision";
+  KVMIX_ASSIGN_OR_RETURN(method.recency, Registry<RecencyPolicy>::Get().Make(
+                                             recency, "recency_policy"));
+  KVMIX_ASSIGN_OR_RETURN(method.eviction, Registry<EvictionPolicy>::Get().Make(
+                                              eviction, "eviction_policy"));
+  for (int i = 0; i < shape.num_layers; ++i) {
+    LayerPlan& layer = *method.plan.add_layer();
+    layer.mutable_key()->set_bits(16);
+    layer.mutable_value()->set_bits(16);
+  }
+  return method;
+}
+
+absl::StatusOr<RunnableMethod> Allocate(const Method& method,
+                                        const ImportanceProfile& profile,
+                                        const CacheShape& shape,
+                                        uint64_t seed) {
+  RunnableMethod runnable;
+  runnable.name = method.name();
+  KVMIX_ASSIGN_OR_RETURN(
+      const std::unique_ptr<Quantizer> quantizer,
+      Registry<Quantizer>::Get().Make(method.quantizer(), "quantizer"));
+  KVMIX_ASSIGN_OR_RETURN(runnable.recency,
+                         Registry<RecencyPolicy>::Get().Make(
+                             method.recency_policy(), "recency_policy"));
+  KVMIX_ASSIGN_OR_RETURN(runnable.eviction,
+                         Registry<EvictionPolicy>::Get().Make(
+                             method.eviction_policy(), "eviction_policy"));
+  if (method.has_plan()) {
+    runnable.plan = method.plan();
+    return runnable;
+  }
+  KVMIX_ASSIGN_OR_RETURN(const std::unique_ptr<BitAllocator> allocator,
+                         Registry<BitAllocator>::Get().Make(
+                             method.bit_allocator(), "bit_allocator"));
+  const AllocationContext context = {.num_layers = shape.num_layers,
+                                     .head_dim = shape.head_dim,
+                                     .seed = seed,
+                                     .quantizer = quantizer.get()};
+  KVMIX_ASSIGN_OR_RETURN(runnable.plan, allocator->Allocate(profile, context));
+  return runnable;
+}
+
+absl::StatusOr<std::vector<WindowRecord>> Evaluate(
+    LoadedModel& model, const EvaluateRequest& request, int* evaluated) {
+  ProgressBar bar(absl::StrCat("evaluate ", request.name),
+                  static_cast<int64_t>(request.windows.size()), "windows");
+  ThreadPool threads(model.transformer->threads().num_threads());
+  std::vector<WindowRecord> records(request.windows.size());
+  for (size_t i = 0; i < request.windows.size(); ++i) {
+    if (!ReadWindow(request, i, records[i])) {
+      absl::StatusOr<WindowRecord> record = EvaluateWindow(
+          *model.transformer, request.methods, request.windows[i],
+          request.evaluation, threads, request.stop);
+      if (!record.ok()) {
+        return AddContext(record.status(),
+                          absl::StrCat("dataset ", request.name, " window ", i,
+                                       " of ", request.windows.size()));
+      }
+      records[i] = *std::move(record);
+      KVMIX_RETURN_IF_ERROR(KeepWindow(request, i, records[i]));
+      ++*evaluated;
+    }
+    bar.Advance();
+  }
+  return records;
+}
+
+}  // namespace kvmix

@@ -1,0 +1,68 @@
+// An experiment in four stages; each hands the next one a single type.
+//
+//   prompts   --Profile-->   StoredProfile   how much each layer matters
+//             --Allocate-->  RunnableMethod  bits of each layer, and the
+//             policies
+//   windows   --Evaluate-->  WindowRecords   scores of every token, bytes
+//             --Report-->    files           experiments/report.h
+//
+// run_experiment.cc calls them in this order, once for every method, and
+// measures speed between the last two (experiments/speed.h).
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "experiments/evaluate.h"
+#include "experiments/experiment.pb.h"
+#include "experiments/loaded_model.h"
+#include "experiments/record.pb.h"
+#include "experiments/windows.h"
+
+namespace kvmix {
+
+using Prompts = std::vector<std::vector<int32_t>>;
+
+// Shows the estimator every layer on every prompt: one forward pass each, and
+// one backward pass if it wants gradients. The profile depends on the model,
+// the prompts, the estimator and the seed; StoredProfile::key names just that.
+// It is read from `folder` if it is there and kept there otherwise, so that
+// experiments which differ in anything else profile once. `folder` may be
+// empty. `prompts` is called only if the estimator needs the model.
+absl::StatusOr<StoredProfile> Profile(
+    LoadedModel& model, const Component& estimator,
+    const std::function<absl::StatusOr<Prompts>()>& prompts, uint64_t seed,
+    const std::string& folder, const std::atomic<bool>* stop = nullptr);
+
+// Turns a profile into a plan and makes the method's policies. `profile` may be
+// empty for a method that needs none; see NeedsProfile.
+absl::StatusOr<RunnableMethod> Allocate(const Method& method,
+                                        const ImportanceProfile& profile,
+                                        const CacheShape& shape, uint64_t seed);
+
+absl::StatusOr<bool> NeedsProfile(const Method& method);
+
+// Half precision for every layer: what all else is compared with.
+absl::StatusOr<RunnableMethod> FullPrecision(const CacheShape& shape);
+
+// Windows that are done are kept in `folder` and not run again, as long as they
+// carry the same fingerprint; so an interrupted run goes on where it stopped.
+struct EvaluateRequest {
+  absl::Span<const RunnableMethod> methods;  // the first is full precision
+  absl::Span<const Window> windows;
+  Evaluation evaluation;
+  std::string fingerprint;
+  int dataset = 0;  // its index, and its name for the progress bar
+  std::string name;
+  std::string folder;  // empty: keep nothing
+  const std::atomic<bool>* stop = nullptr;
+};
+// evaluated: windows that were run, the others having been read.
+absl::StatusOr<std::vector<WindowRecord>> Evaluate(
+    LoadedModel& model, const EvaluateRequest& request, int* evaluated);
+
+}  // namespace kvmix

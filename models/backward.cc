@@ -59,18 +59,24 @@ class Tracer {
       AddMlp(layer);
       if (!signals_.NeedsGradients()) KVMIX_RETURN_IF_ERROR(Show(i));
     }
-    const double loss = Loss();
-    if (!std::isfinite(loss)) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("the loss is ", loss,
-                       ": the model's weights or this prompt overflow "
-                       "its arithmetic"));
-    }
+    KVMIX_ASSIGN_OR_RETURN(const double loss, Loss());
     if (signals_.NeedsGradients()) {
       for (int i = config_.num_layers - 1; i >= 0; --i)
         KVMIX_RETURN_IF_ERROR(BackwardLayer(i));
     }
     return loss;
+  }
+
+  absl::Status Logits(const LogitsConsumer& consume) {
+    Start();
+    for (const Transformer::Weights::Layer& layer : weights_.layers) {
+      RunAttention(layer);
+      AddMlp(layer);
+    }
+    return ForEachLogitTile(
+        num_tokens_, [&](int64_t first, int64_t count, const float* logits) {
+          return consume(/*chunk=*/0, first, count, logits);
+        });
   }
 
  private:
@@ -134,48 +140,65 @@ class Tracer {
       body(first, std::min(kRowTile, num_tokens_ - first));
   }
 
-  // The mean loss from hidden_, the last layer's output; with gradients,
-  // dhidden_.
-  double Loss() {
+  // body(first row, number of rows, logits) -> absl::Status for tiles of the
+  // first num_rows rows of hidden_, the last layer's output.
+  template <class Body>
+  absl::Status ForEachLogitTile(int64_t num_rows, const Body& body) {
+    const int64_t vocab = config_.vocab_size;
+    const int64_t tile = std::min(
+        num_rows,
+        std::clamp<int64_t>(kLogitTileFloats / vocab / 12 * 12, 1, kRowTile));
+    AlignedBuffer logits(tile * vocab);
+    tile_normed_.Reserve(tile * hidden_size_);
+    for (int64_t first = 0; first < num_rows; first += tile) {
+      const int64_t count = std::min(tile, num_rows - first);
+      NormRows(hidden_.get() + first * hidden_size_, weights_.final_norm,
+               config_.rms_norm_eps, count, tile_normed_.get(), threads_);
+      weights_.lm_head->Forward(tile_normed_.get(), count, logits.get(),
+                                threads_);
+      KVMIX_RETURN_IF_ERROR(body(first, count, logits.get()));
+    }
+    return absl::OkStatus();
+  }
+
+  // The mean loss from hidden_; with gradients, dhidden_.
+  absl::StatusOr<double> Loss() {
     const bool gradients = signals_.NeedsGradients();
     const int64_t vocab = config_.vocab_size;
     const int64_t num_labels = num_tokens_ - options_.label_shift;
-    const int64_t tile =
-        std::clamp<int64_t>(kLogitTileFloats / vocab / 12 * 12, 1, kRowTile);
-    AlignedBuffer logits(std::min(tile, num_labels) * vocab);
-    tile_normed_.Reserve(std::min(tile, num_labels) * hidden_size_);
     if (gradients) {
       dhidden_.Reserve(num_tokens_ * hidden_size_);
       std::fill_n(dhidden_.get() + num_labels * hidden_size_,
                   options_.label_shift * hidden_size_, 0.0f);
     }
     std::vector<double> losses(num_labels);
-    for (int64_t first = 0; first < num_labels; first += tile) {
-      const int64_t count = std::min(tile, num_labels - first);
-      const float* rows = hidden_.get() + first * hidden_size_;
-      NormRows(rows, weights_.final_norm, config_.rms_norm_eps, count,
-               tile_normed_.get(), threads_);
-      weights_.lm_head->Forward(tile_normed_.get(), count, logits.get(),
-                                threads_);
+    const auto tile = [&](int64_t first, int64_t count, float* logits) {
       ForEachRow(count, threads_, [&](int64_t r) {
         losses[first + r] =
-            CrossEntropyGradient(logits.get() + r * vocab, vocab,
+            CrossEntropyGradient(logits + r * vocab, vocab,
                                  tokens_[first + r + options_.label_shift],
                                  1.0f / static_cast<float>(num_labels));
       });
-      if (!gradients) continue;
+      if (!gradients) return absl::OkStatus();
+      const float* rows = hidden_.get() + first * hidden_size_;
       float* drows = dhidden_.get() + first * hidden_size_;
-      MultiplyTransposed(logits.get(), count, *weights_.lm_head->matrix(),
-                         drows, threads_);
+      MultiplyTransposed(logits, count, *weights_.lm_head->matrix(), drows,
+                         threads_);
       ForEachRow(count, threads_, [&](int64_t r) {
         float* drow = drows + r * hidden_size_;
         RmsNormGradient(rows + r * hidden_size_, weights_.final_norm.data(),
                         config_.rms_norm_eps, drow, hidden_size_, drow);
       });
-    }
+      return absl::OkStatus();
+    };
+    KVMIX_RETURN_IF_ERROR(ForEachLogitTile(num_labels, tile));
     double sum = 0;
     for (const double loss : losses) sum += loss;
-    return sum / static_cast<double>(num_labels);
+    const double loss = sum / static_cast<double>(num_labels);
+    if (std::isfinite(loss)) return loss;
+    return absl::FailedPreconditionError(absl::StrCat(
+        "the loss is ", loss,
+        ": the model's weights or this prompt overflow its arithmetic"));
   }
 
   // dhidden_ becomes the gradient of layer i's input, unless i is 0: below the
@@ -369,10 +392,27 @@ class Tracer {
   AlignedBuffer dprojection_;                      // [2 G D, C]
 };
 
+absl::Status ValidateTokens(const ModelConfig& config,
+                            absl::Span<const int32_t> tokens) {
+  const int64_t num_tokens = static_cast<int64_t>(tokens.size());
+  if (num_tokens > config.max_position) {
+    return absl::OutOfRangeError(absl::StrCat(
+        "it has ", num_tokens, " tokens but the model's context is ",
+        config.max_position));
+  }
+  for (int64_t t = 0; t < num_tokens; ++t) {
+    if (tokens[t] < 0 || tokens[t] >= config.vocab_size) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("token ", t, " is ", tokens[t], " but must be in [0, ",
+                       config.vocab_size, ")"));
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Validate(const Transformer& model,
                       absl::Span<const int32_t> tokens,
                       const TraceOptions& options) {
-  const ModelConfig& config = model.config();
   const int64_t num_tokens = static_cast<int64_t>(tokens.size());
   if (options.label_shift < 1) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -384,18 +424,8 @@ absl::Status Validate(const Transformer& model,
         " tokens but a loss with label_shift ", options.label_shift,
         " needs at least ", options.label_shift + 1));
   }
-  if (num_tokens > config.max_position) {
-    return absl::OutOfRangeError(absl::StrCat(
-        "prompt ", options.prompt, " has ", num_tokens,
-        " tokens but the model's context is ", config.max_position));
-  }
-  for (int64_t t = 0; t < num_tokens; ++t) {
-    if (tokens[t] < 0 || tokens[t] >= config.vocab_size) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "prompt ", options.prompt, " token ", t, " is ", tokens[t],
-          " but must be in [0, ", config.vocab_size, ")"));
-    }
-  }
+  KVMIX_RETURN_IF_ERROR(AddContext(ValidateTokens(model.config(), tokens),
+                                   absl::StrCat("prompt ", options.prompt)));
   if (options.signals.NeedsGradients() &&
       model.weights().lm_head->matrix() == nullptr) {
     return absl::FailedPreconditionError(
@@ -412,6 +442,16 @@ absl::StatusOr<double> TraceLayers(
     const std::function<absl::Status(const LayerTrace&)>& observe) {
   KVMIX_RETURN_IF_ERROR(Validate(model, tokens, options));
   return Tracer(model, tokens, options, observe).Run();
+}
+
+absl::Status ExactLogits(Transformer& model, absl::Span<const int32_t> tokens,
+                         const LogitsConsumer& consume) {
+  if (tokens.empty()) {
+    return absl::InvalidArgumentError("there are no tokens; give at least one");
+  }
+  KVMIX_RETURN_IF_ERROR(
+      AddContext(ValidateTokens(model.config(), tokens), "the text"));
+  return Tracer(model, tokens, {}, nullptr).Logits(consume);
 }
 
 }  // namespace kvmix

@@ -31,4 +31,12 @@ absl::StatusOr<double> TraceLayers(
     const TraceOptions& options,
     const std::function<absl::Status(const LayerTrace&)>& observe);
 
+// Logits of all tokens with keys and values in float and no cache between: what
+// another framework computes, where Forward differs by the rounding of cached
+// keys and values to half. Rows are shown as Forward shows chunk 0's. Errors:
+// no tokens, one outside the vocabulary, more than the model's context; the
+// consumer's.
+absl::Status ExactLogits(Transformer& model, absl::Span<const int32_t> tokens,
+                         const LogitsConsumer& consume);
+
 }  // namespace kvmix

@@ -234,8 +234,9 @@ TEST(BackwardTest, BadPromptsAreRefused) {
   EXPECT_THAT(
       status({1, 2}, {.label_shift = 0}),
       StatusIs(StatusCode::kInvalidArgument, HasSubstr("label_shift is 0")));
-  EXPECT_THAT(status({1, 80}, {}), StatusIs(StatusCode::kInvalidArgument,
-                                            HasSubstr("token 1 is 80")));
+  EXPECT_THAT(status({1, 80}, {}),
+              StatusIs(StatusCode::kInvalidArgument,
+                       HasSubstr("prompt 0: token 1 is 80")));
   EXPECT_THAT(status(RandomTokens(config, 257), {}),
               StatusIs(StatusCode::kOutOfRange,
                        HasSubstr("the model's context is 256")));

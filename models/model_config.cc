@@ -727,7 +727,10 @@ absl::Status Validate(const ModelConfig& config) {
         ValidateIsInRange(size.value, size.low, size.high, size.field));
   KVMIX_RETURN_IF_ERROR(ValidateDivides(config.num_kv_heads, config.num_heads,
                                         "num_kv_heads", "num_heads"));
-  KVMIX_RETURN_IF_ERROR(ValidateDivides(2, config.head_dim, "2", "head_dim"));
+  if (config.head_dim % 2 != 0)
+    return absl::InvalidArgumentError(
+        absl::StrCat("head_dim is ", config.head_dim,
+                     " but must be even: RoPE turns pairs"));
   KVMIX_RETURN_IF_ERROR(
       ValidateIsInRange(config.rms_norm_eps, 1e-12f, 0.1f, "rms_norm_eps"));
   KVMIX_RETURN_IF_ERROR(

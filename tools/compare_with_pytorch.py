@@ -2,11 +2,11 @@
 """Compares our logits and importance profile of a GGUF model (architecture llama) with PyTorch's.
 
 The weights are dequantized by the gguf package, put back into rotate-half order, and run by transformers'
-LlamaForCausalLM in float. Keys (after RoPE) and values are rounded to half for the logits, as our cache in
-full precision holds them, and left alone for the gradients.
+LlamaForCausalLM in float, without a cache: compare `kvmix logits --exact`, since a cache rounds keys and
+values to half.
 
 Needs: pip install torch transformers gguf
-  bazel run //experiments:kvmix -- logits  --model=M.gguf --text-file=T --output=/tmp/logits.npy
+  bazel run //experiments:kvmix -- logits --exact --model=M.gguf --ids-file=IDS --output=/tmp/logits.npy
   bazel run //experiments:kvmix -- profile ...                    (writes a profile, textproto)
   tools/compare_with_pytorch.py --model=M.gguf --tokens=IDS --logits=/tmp/logits.npy --profile=P.textproto
 
@@ -67,26 +67,6 @@ def load(path):
     return model.eval().requires_grad_(False)
 
 
-def cached_logits(model, tokens):
-    """Logits [T, vocab] with keys and values rounded to half."""
-    module = sys.modules[type(model).__module__]
-    rotate = module.apply_rotary_pos_emb
-
-    def rotate_and_round(*arguments, **named):
-        q, k = rotate(*arguments, **named)
-        return q, k.half().float()
-
-    hooks = [layer.self_attn.v_proj.register_forward_hook(lambda _, __, v: v.half().float())
-             for layer in model.model.layers]
-    module.apply_rotary_pos_emb = rotate_and_round
-    try:
-        return model(tokens[None], use_cache=False).logits[0].numpy()
-    finally:
-        module.apply_rotary_pos_emb = rotate
-        for hook in hooks:
-            hook.remove()
-
-
 def relative(difference, reference):
     return np.linalg.norm(difference) / np.linalg.norm(reference)
 
@@ -143,7 +123,7 @@ def main():
     model = load(arguments.model)
     good = True
     if arguments.logits:
-        good &= compare_logits(np.load(arguments.logits), cached_logits(model, tokens))
+        good &= compare_logits(np.load(arguments.logits), model(tokens[None], use_cache=False).logits[0].numpy())
     if arguments.profile:
         good &= compare_profile(read_profile(arguments.profile), gradient_norms(model, tokens))
     return 0 if good else 1

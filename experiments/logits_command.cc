@@ -1,4 +1,3 @@
-#include <algorithm>
 #include <iostream>
 
 #include "absl/strings/str_cat.h"
@@ -7,11 +6,10 @@
 #include "experiments/loaded_model.h"
 #include "experiments/npy.h"
 #include "experiments/paths.h"
-#include "experiments/stages.h"
 #include "experiments/token_file.h"
 #include "kvmix/base/file.h"
-#include "kvmix/base/progress_bar.h"
 #include "kvmix/base/status_macros.h"
+#include "models/backward.h"
 
 namespace kvmix {
 namespace {
@@ -25,29 +23,38 @@ absl::StatusOr<std::vector<int32_t>> ReadTokens(const Tokenizer& tokenizer,
   return tokenizer.Encode(text);
 }
 
+// Keys and values in float, in one pass.
+absl::Status WriteExactLogits(LoadedModel& model,
+                              const std::vector<int32_t>& tokens,
+                              const std::string& path,
+                              const std::atomic<bool>& stop) {
+  KVMIX_ASSIGN_OR_RETURN(
+      NpyWriter writer,
+      NpyWriter::Create(path, static_cast<int64_t>(tokens.size()),
+                        model.transformer->config().vocab_size));
+  KVMIX_RETURN_IF_ERROR(ExactLogits(
+      *model.transformer, tokens,
+      [&](int, int64_t, int64_t num_rows, const float* logits) -> absl::Status {
+        if (stop) return absl::CancelledError("interrupted");
+        return writer.Append(logits, num_rows);
+      }));
+  return writer.Finish();
+}
+
 absl::Status WriteLogits(LoadedModel& model, const std::vector<int32_t>& tokens,
-                         int64_t chunk_tokens, const std::string& path,
+                         const std::string& path,
                          const std::atomic<bool>& stop) {
-  Transformer& transformer = *model.transformer;
-  KVMIX_ASSIGN_OR_RETURN(const RunnableMethod full,
-                         FullPrecision(transformer.cache_shape()));
-  KVMIX_ASSIGN_OR_RETURN(const std::unique_ptr<KvCache> cache,
-                         MakeCache(transformer, full));
   const int64_t num_tokens = static_cast<int64_t>(tokens.size());
   KVMIX_ASSIGN_OR_RETURN(
       NpyWriter writer,
-      NpyWriter::Create(path, num_tokens, transformer.config().vocab_size));
-  ProgressBar bar("logits", num_tokens, "tokens");
-  for (int64_t at = 0; at < num_tokens; at += chunk_tokens) {
-    if (stop) return absl::CancelledError("interrupted");
-    const Chunk chunk = {absl::MakeConstSpan(tokens).subspan(at, chunk_tokens),
-                         cache.get(), WantLogits::kAll};
-    KVMIX_RETURN_IF_ERROR(transformer.Forward(
-        {&chunk, 1}, [&](int, int64_t, int64_t num_rows, const float* logits) {
-          return writer.Append(logits, num_rows);
-        }));
-    bar.Advance(static_cast<int64_t>(chunk.tokens.size()));
-  }
+      NpyWriter::Create(path, num_tokens,
+                        model.transformer->config().vocab_size));
+  KVMIX_RETURN_IF_ERROR(
+      ExactLogits(*model.transformer, tokens,
+                  [&](int, int64_t, int64_t num_rows, const float* logits) {
+                    if (stop) return absl::CancelledError("interrupted");
+                    return writer.Append(logits, num_rows);
+                  }));
   return writer.Finish();
 }
 
@@ -59,13 +66,14 @@ absl::Status LogitsCommand(absl::Span<const std::string> args,
       "kvmix logits --model=PATH --text-file=FILE --output=logits.npy [flags]",
       "Writes the logits of every token of a text, float32 [tokens, "
       "vocabulary], as NumPy's\n.npy, so that they can be compared with those "
-      "of another framework. The cache is\nin half precision. BOS comes first "
+      "of another framework. The cache is\nin half precision, unless --exact. "
+      "BOS comes first "
       "where the model's file says so.");
   std::string path = "embedded", text_file, ids_file, output,
               compute = "FLOAT32";
   int64_t max_tokens = 0;
-  int64_t chunk_tokens = 256;
   int threads = 0;
+  bool exact = false;
   command_line.Flag("model", &path,
                     "a Hugging Face folder, a .gguf file, \"embedded\" or "
                     "\"smollm2\"");
@@ -74,8 +82,8 @@ absl::Status LogitsCommand(absl::Span<const std::string> args,
                     "token ids, one a line, instead of a text");
   command_line.Flag("output", &output, "the .npy file");
   command_line.Flag("max_tokens", &max_tokens, "stop after so many; 0: all");
-  command_line.Flag("chunk_tokens", &chunk_tokens,
-                    "tokens of a forward pass; changes no result");
+  command_line.Flag("exact", &exact,
+                    "keys and values in float, without a cache, in one pass");
   command_line.Flag("compute", &compute, "FLOAT32 or BFLOAT16");
   command_line.Flag("threads", &threads, "0: one for each core");
   KVMIX_ASSIGN_OR_RETURN(const std::vector<std::string> arguments,
@@ -95,8 +103,7 @@ absl::Status LogitsCommand(absl::Span<const std::string> args,
   ModelSource::Compute type;
   if (!ModelSource::Compute_Parse(compute, &type))
     return UsageError("--compute is FLOAT32 or BFLOAT16");
-  if (max_tokens < 0 || chunk_tokens < 1)
-    return UsageError("--max_tokens and --chunk_tokens are counts");
+  if (max_tokens < 0) return UsageError("--max_tokens is a count");
   source.set_compute(type);
   KVMIX_ASSIGN_OR_RETURN(LoadedModel model, LoadModel(source, threads));
   KVMIX_ASSIGN_OR_RETURN(std::vector<int32_t> tokens,
@@ -109,7 +116,8 @@ absl::Status LogitsCommand(absl::Span<const std::string> args,
         "the text has ", tokens.size(), " tokens but the model's context is ",
         model.max_position(), "; set --max_tokens"));
   }
-  return WriteLogits(model, tokens, chunk_tokens, ResolvePath(output), stop);
+  if (exact) return WriteExactLogits(model, tokens, ResolvePath(output), stop);
+  return WriteLogits(model, tokens, ResolvePath(output), stop);
 }
 
 }  // namespace kvmix

@@ -46,11 +46,16 @@ double YarnMscale(double factor, double m) {
   return factor <= 1 ? 1 : 0.1 * m * std::log(factor) + 1;
 }
 
-// Divides hidden_size among the heads, where no head_dim is given.
-absl::StatusOr<int> DefaultHeadDim(const ModelConfig& config) {
-  KVMIX_RETURN_IF_ERROR(ValidateIsPositive(config.num_heads, "head count"));
-  KVMIX_RETURN_IF_ERROR(ValidateDivides(config.num_heads, config.hidden_size,
-                                        "head count", "hidden size"));
+// Divides hidden_size among the heads, where no head_dim is given. `place` is
+// the file, for errors.
+absl::StatusOr<int> DefaultHeadDim(const ModelConfig& config,
+                                   absl::string_view place) {
+  KVMIX_RETURN_IF_ERROR(
+      AddContext(ValidateIsPositive(config.num_heads, "head count"), place));
+  KVMIX_RETURN_IF_ERROR(
+      AddContext(ValidateDivides(config.num_heads, config.hidden_size,
+                                 "head count", "hidden size"),
+                 place));
   return config.hidden_size / config.num_heads;
 }
 
@@ -411,7 +416,8 @@ absl::Status ParseSizes(const JsonFields& json, ModelConfig& config) {
   if (json.Find("head_dim") != nullptr || config.family == "qwen3") {
     KVMIX_ASSIGN_OR_RETURN(config.head_dim, json.IntOr("head_dim", 128));
   } else {
-    KVMIX_ASSIGN_OR_RETURN(config.head_dim, DefaultHeadDim(config));
+    KVMIX_ASSIGN_OR_RETURN(config.head_dim,
+                           DefaultHeadDim(config, "config.json"));
   }
   return absl::OkStatus();
 }
@@ -553,7 +559,8 @@ absl::Status ParseSizes(const GgufFields& fields, ModelConfig& config) {
   if (fields.Has("attention.key_length")) {
     KVMIX_ASSIGN_OR_RETURN(config.head_dim, fields.Int("attention.key_length"));
   } else {
-    KVMIX_ASSIGN_OR_RETURN(config.head_dim, DefaultHeadDim(config));
+    KVMIX_ASSIGN_OR_RETURN(config.head_dim,
+                           DefaultHeadDim(config, "GGUF metadata"));
   }
   KVMIX_RETURN_IF_ERROR(fields.Require<int64_t>(
       "attention.value_length", config.head_dim,

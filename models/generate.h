@@ -17,7 +17,7 @@ struct GenerateOptions {
   int max_new_tokens = 128;
   // Tokens of the prompt per pass. Default: 512.
   int prefill_chunk = 512;
-  SamplingOptions sampling;
+  SamplingOptions sampling = {};
 };
 
 struct Generation {

@@ -99,86 +99,141 @@ void EncodeGroupsImpl(const GroupFormat& format, const float* x, int n,
                 zeros + i);
 }
 
-// One code after another: the ends of groups, and targets without vectors.
-inline void DecodeCodes(const GroupFormat& format, const uint32_t* words,
+// Codes [first, last) one after another: the ends of groups, and targets
+// without vectors.
+inline void DecodeCodes(const uint32_t* words, int num_words, int bits,
                         float scale, float zero, int first, int last,
                         float* x) {
   for (int i = first; i < last; ++i)
-    x[i] =
-        static_cast<float>(UnpackCode(words, format.words(), format.bits, i)) *
-            scale +
-        zero;
+    x[i] = static_cast<float>(UnpackCode(words, num_words, bits, i)) * scale +
+           zero;
 }
 
-// Chunks [0, count) of a group.
+// Chunks [0, count) of a group. Reads whole words, unaligned.
 #if HWY_TARGET == HWY_SCALAR
 template <int kBits>
-void DecodeChunks(const GroupFormat& format, const uint32_t* words, float scale,
-                  float zero, int count, float* x) {
-  DecodeCodes(format, words, scale, zero, 0, count * kChunk, x);
+void DecodeChunks(const uint32_t* words, int num_words, float scale, float zero,
+                  int count, float* x) {
+  DecodeCodes(words, num_words, kBits, scale, zero, 0, count * kChunk, x);
 }
 #else
-// Per lane of a chunk, where its code lies in the chunk's bytes: which four
-// bytes, and by how many bits to shift them.
+constexpr int kLanes = HWY_MIN(HWY_LANES(float), kChunk);
+
+// Where the codes of a chunk lie in its bytes.
 template <int kBits>
 struct ChunkTables {
-  alignas(32) uint8_t bytes[4 * kChunk];
-  alignas(32) uint32_t shifts[kChunk];
-  constexpr ChunkTables() : bytes(), shifts() {
+  alignas(32) uint8_t bytes[4 * kChunk];  // the four bytes that hold a code,
+  alignas(32) uint32_t shifts[kChunk];    // from this bit of them on
+  alignas(32) uint32_t in_word[kChunk];   // its bit, if 32 bits hold them all
+  constexpr ChunkTables() : bytes(), shifts(), in_word() {
     for (int lane = 0; lane < kChunk; ++lane) {
       for (int byte = 0; byte < 4; ++byte)
         bytes[4 * lane + byte] =
             static_cast<uint8_t>(lane * kBits / 8 + byte);  // below 16
       shifts[lane] = lane * kBits % 8;
+      in_word[lane] = lane * kBits % 32;
     }
   }
 };
-
 template <int kBits>
-HWY_INLINE void DecodeChunks(const GroupFormat&, const uint32_t* words,
-                             float scale, float zero, int count, float* x) {
-  static constexpr ChunkTables<kBits> kTables;
-  const Floats d;
+inline constexpr ChunkTables<kBits> kTables;
+
+template <typename T>
+HWY_INLINE T LoadAs(const char* bytes) {
+  T value;
+  std::memcpy(&value, bytes, sizeof(value));
+  return value;
+}
+
+// Codes [lane, lane + kLanes) of the chunk at `bytes`, one per lane.
+template <int kBits>
+HWY_INLINE hn::Vec<Words> ChunkCodes(const char* bytes, int lane) {
   const Words dw;
-  const Ints di;
   const hn::Repartition<uint64_t, Floats> dq;
   const hn::Repartition<uint8_t, Floats> db;
-  constexpr int kLanes = HWY_MIN(HWY_LANES(float), kChunk);
   const auto mask = hn::Set(dw, (1u << kBits) - 1);
+  if constexpr (kBits <= 4) {
+    return hn::And(hn::Shr(hn::Set(dw, LoadAs<uint32_t>(bytes)),
+                           hn::Load(dw, kTables<kBits>.in_word + lane)),
+                   mask);
+  }
+  const auto chunk = hn::BitCast(db, hn::Set(dq, LoadAs<uint64_t>(bytes)));
+  const auto picked = hn::TableLookupBytes(
+      chunk, hn::Load(db, kTables<kBits>.bytes + 4 * lane));
+  return hn::And(hn::Shr(hn::BitCast(dw, picked),
+                         hn::Load(dw, kTables<kBits>.shifts + lane)),
+                 mask);
+}
+
+template <int kBits>
+HWY_INLINE void DecodeChunks(const uint32_t* words, int, float scale,
+                             float zero, int count, float* x) {
+  const Floats d;
+  const Ints di;
   const auto scale_v = hn::Set(d, scale), zero_v = hn::Set(d, zero);
   const char* bytes = reinterpret_cast<const char*>(words);
   for (int i = 0; i < count; ++i, bytes += kBits, x += kChunk) {
-    uint64_t chunk;
-    std::memcpy(&chunk, bytes, sizeof(chunk));
-    const auto chunk_v = hn::BitCast(db, hn::Set(dq, chunk));
     for (int lane = 0; lane < kChunk; lane += kLanes) {
-      const auto picked =
-          hn::BitCast(dw, hn::TableLookupBytes(
-                              chunk_v, hn::Load(db, kTables.bytes + 4 * lane)));
-      const auto code =
-          hn::And(hn::Shr(picked, hn::Load(dw, kTables.shifts + lane)), mask);
-      const auto steps = hn::ConvertTo(d, hn::BitCast(di, code));
-      // A fused multiply-add would give the same: steps * scale is exact.
-      hn::StoreU(hn::Add(hn::Mul(steps, scale_v), zero_v), d, x + lane);
+      const auto codes = hn::BitCast(di, ChunkCodes<kBits>(bytes, lane));
+      // Fused or not makes no difference: code * scale is exact in float.
+      hn::StoreU(hn::MulAdd(hn::ConvertTo(d, codes), scale_v, zero_v), d,
+                 x + lane);
     }
   }
 }
 #endif
 
+// x [n] = half [n]
+inline void ToFloats(const Half* half, int n, float* x) {
+  int i = 0;
+#if HWY_TARGET != HWY_SCALAR
+  const Floats d;
+  const hn::Rebind<hwy::float16_t, Floats> dh;
+  for (; i + kLanes <= n; i += kLanes)
+    hn::StoreU(
+        hn::PromoteTo(
+            d,
+            hn::LoadU(dh, reinterpret_cast<const hwy::float16_t*>(half) + i)),
+        d, x + i);
+#endif
+  for (; i < n; ++i) x[i] = ToFloat(half[i]);
+}
+
 template <int kBits>
 void DecodeGroupsOf(const GroupFormat& format, const uint32_t* words,
                     const Half* scales, const Half* zeros, int n, float* x,
                     int64_t stride) {
-  const int size = format.size;
-  const int own_scale = format.packing == QuantFormat::DENSE ? 0 : 1;
-  const int chunks = (size - own_scale) / kChunk;
-  for (int i = 0; i < n; ++i, words += format.words(), x += stride) {
+  constexpr int kBatch = 64;
+  float scale[kBatch], zero[kBatch];
+  const int size = format.size, num_words = format.words();
+  const int chunks = size / kChunk;
+  for (int first = 0; first < n; first += kBatch) {
+    const int count = std::min(kBatch, n - first);
+    ToFloats(scales + first, count, scale);
+    ToFloats(zeros + first, count, zero);
+    for (int i = 0; i < count; ++i, words += num_words, x += stride) {
+      if (size == 4 * kChunk) {  // the usual group, unrolled
+        DecodeChunks<kBits>(words, num_words, scale[i], zero[i], 4, x);
+        continue;
+      }
+      DecodeChunks<kBits>(words, num_words, scale[i], zero[i], chunks, x);
+      DecodeCodes(words, num_words, kBits, scale[i], zero[i], chunks * kChunk,
+                  size, x);
+    }
+  }
+}
+
+// KVmix's words: a chunk, two more codes, and the last one.
+void DecodeElevens(const GroupFormat& format, const uint32_t* words,
+                   const Half* scales, const Half* zeros, int n, float* x,
+                   int64_t stride) {
+  for (int i = 0; i < n; ++i, x += stride) {
     const float scale = ToFloat(scales[i]), zero = ToFloat(zeros[i]);
-    DecodeChunks<kBits>(format, words, scale, zero, chunks, x);
-    DecodeCodes(format, words, scale, zero, chunks * kChunk, size - own_scale,
-                x);
-    DecodeCodes(format, words, LastScale(format, scale), zero, size - own_scale,
-                size, x);
+    const int rest = static_cast<int>(words[i] >> 24);
+    DecodeChunks<3>(words + i, 1, scale, zero, 1, x);
+    x[8] = static_cast<float>(rest & 7) * scale + zero;
+    x[9] = static_cast<float>(rest >> 3 & 7) * scale + zero;
+    x[10] = static_cast<float>(rest >> 6) * LastScale(format, scale) + zero;
   }
 }
 
@@ -191,7 +246,10 @@ void DecodeGroupsImpl(const GroupFormat& format, const uint32_t* words,
                                        DecodeGroupsOf<3>, DecodeGroupsOf<4>,
                                        DecodeGroupsOf<5>, DecodeGroupsOf<6>,
                                        DecodeGroupsOf<7>, DecodeGroupsOf<8>};
-  kDecode[format.bits - 1](format, words, scales, zeros, n, x, stride);
+  const Decode decode = format.packing == QuantFormat::DENSE
+                            ? kDecode[format.bits - 1]
+                            : DecodeElevens;
+  decode(format, words, scales, zeros, n, x, stride);
 }
 
 }  // namespace HWY_NAMESPACE

@@ -99,7 +99,7 @@ TEST(GroupQuantizerTest, ConstantGroupBecomesItsZeroPoint) {
 TEST(GroupQuantizerTest, MatchesReference) {
   for (const GroupFormat& format : Formats()) {
     SCOPED_TRACE(Describe(format));
-    const int n = format.size > 1000 ? 2 : 20;
+    const int n = format.size > 1000 ? 2 : 150;
     const std::vector<float> x = Normals(int64_t{n} * format.size, 0);
     const Packed p = Quantize(format, x);
     for (int g = 0; g < n; ++g) {

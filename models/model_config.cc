@@ -46,16 +46,15 @@ double YarnMscale(double factor, double m) {
   return factor <= 1 ? 1 : 0.1 * m * std::log(factor) + 1;
 }
 
-// Divides hidden_size among the heads, where no head_dim is given. `place` is
-// the file, for errors.
+// Divides hidden_size among the heads, where `origin` gives no head_dim.
 absl::StatusOr<int> DefaultHeadDim(const ModelConfig& config,
-                                   absl::string_view place) {
+                                   absl::string_view origin) {
   KVMIX_RETURN_IF_ERROR(
-      AddContext(ValidateIsPositive(config.num_heads, "head count"), place));
+      AddContext(ValidateIsPositive(config.num_heads, "head count"), origin));
   KVMIX_RETURN_IF_ERROR(
       AddContext(ValidateDivides(config.num_heads, config.hidden_size,
                                  "head count", "hidden size"),
-                 place));
+                 origin));
   return config.hidden_size / config.num_heads;
 }
 

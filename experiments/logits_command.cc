@@ -6,8 +6,10 @@
 #include "experiments/loaded_model.h"
 #include "experiments/npy.h"
 #include "experiments/paths.h"
+#include "experiments/stages.h"
 #include "experiments/token_file.h"
 #include "kvmix/base/file.h"
+#include "kvmix/base/progress_bar.h"
 #include "kvmix/base/status_macros.h"
 #include "models/backward.h"
 
@@ -23,38 +25,41 @@ absl::StatusOr<std::vector<int32_t>> ReadTokens(const Tokenizer& tokenizer,
   return tokenizer.Encode(text);
 }
 
-// Keys and values in float, in one pass.
-absl::Status WriteExactLogits(LoadedModel& model,
-                              const std::vector<int32_t>& tokens,
-                              const std::string& path,
-                              const std::atomic<bool>& stop) {
-  KVMIX_ASSIGN_OR_RETURN(
-      NpyWriter writer,
-      NpyWriter::Create(path, static_cast<int64_t>(tokens.size()),
-                        model.transformer->config().vocab_size));
-  KVMIX_RETURN_IF_ERROR(ExactLogits(
-      *model.transformer, tokens,
-      [&](int, int64_t, int64_t num_rows, const float* logits) -> absl::Status {
-        if (stop) return absl::CancelledError("interrupted");
-        return writer.Append(logits, num_rows);
-      }));
-  return writer.Finish();
+// Shows `consume` the logits of all tokens in order, with a cache in half
+// precision.
+absl::Status CachedLogits(Transformer& model,
+                          const std::vector<int32_t>& tokens,
+                          const LogitsConsumer& consume) {
+  constexpr size_t kChunkTokens = 256;  // changes no result
+  KVMIX_ASSIGN_OR_RETURN(const RunnableMethod full,
+                         FullPrecision(model.cache_shape()));
+  KVMIX_ASSIGN_OR_RETURN(const std::unique_ptr<KvCache> cache,
+                         MakeCache(model, full));
+  for (size_t at = 0; at < tokens.size(); at += kChunkTokens) {
+    const Chunk chunk = {absl::MakeConstSpan(tokens).subspan(at, kChunkTokens),
+                         cache.get(), WantLogits::kAll};
+    KVMIX_RETURN_IF_ERROR(model.Forward({&chunk, 1}, consume));
+  }
+  return absl::OkStatus();
 }
 
-absl::Status WriteLogits(LoadedModel& model, const std::vector<int32_t>& tokens,
-                         const std::string& path,
+// exact: keys and values in float, in one pass.
+absl::Status WriteLogits(Transformer& model, const std::vector<int32_t>& tokens,
+                         bool exact, const std::string& path,
                          const std::atomic<bool>& stop) {
   const int64_t num_tokens = static_cast<int64_t>(tokens.size());
   KVMIX_ASSIGN_OR_RETURN(
       NpyWriter writer,
-      NpyWriter::Create(path, num_tokens,
-                        model.transformer->config().vocab_size));
-  KVMIX_RETURN_IF_ERROR(
-      ExactLogits(*model.transformer, tokens,
-                  [&](int, int64_t, int64_t num_rows, const float* logits) {
-                    if (stop) return absl::CancelledError("interrupted");
-                    return writer.Append(logits, num_rows);
-                  }));
+      NpyWriter::Create(path, num_tokens, model.config().vocab_size));
+  ProgressBar bar("logits", num_tokens, "tokens");
+  const LogitsConsumer write = [&](int, int64_t, int64_t num_rows,
+                                   const float* logits) -> absl::Status {
+    if (stop) return absl::CancelledError("interrupted");
+    bar.Advance(num_rows);
+    return writer.Append(logits, num_rows);
+  };
+  KVMIX_RETURN_IF_ERROR(exact ? ExactLogits(model, tokens, write)
+                              : CachedLogits(model, tokens, write));
   return writer.Finish();
 }
 
@@ -66,9 +71,8 @@ absl::Status LogitsCommand(absl::Span<const std::string> args,
       "kvmix logits --model=PATH --text-file=FILE --output=logits.npy [flags]",
       "Writes the logits of every token of a text, float32 [tokens, "
       "vocabulary], as NumPy's\n.npy, so that they can be compared with those "
-      "of another framework. The cache is\nin half precision, unless --exact. "
-      "BOS comes first "
-      "where the model's file says so.");
+      "of another framework. Keys and values\nare cached in half precision, "
+      "unless --exact. BOS comes first where the model's file\nsays so.");
   std::string path = "embedded", text_file, ids_file, output,
               compute = "FLOAT32";
   int64_t max_tokens = 0;
@@ -116,8 +120,8 @@ absl::Status LogitsCommand(absl::Span<const std::string> args,
         "the text has ", tokens.size(), " tokens but the model's context is ",
         model.max_position(), "; set --max_tokens"));
   }
-  if (exact) return WriteExactLogits(model, tokens, ResolvePath(output), stop);
-  return WriteLogits(model, tokens, ResolvePath(output), stop);
+  return WriteLogits(*model.transformer, tokens, exact, ResolvePath(output),
+                     stop);
 }
 
 }  // namespace kvmix

@@ -2,6 +2,8 @@
 
 #include <bit>
 #include <cerrno>
+#include <filesystem>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -38,9 +40,16 @@ absl::StatusOr<NpyWriter> NpyWriter::Create(const std::string& path,
                                             int64_t rows, int64_t columns) {
   NpyWriter writer;
   writer.path_ = path;
+  std::error_code error;
+  const std::filesystem::file_status status =
+      std::filesystem::status(path, error);
+  const bool in_place = std::filesystem::exists(status) &&
+                        !std::filesystem::is_regular_file(status) &&
+                        !std::filesystem::is_directory(status);
+  writer.written_ = in_place ? path : path + ".tmp";
   writer.columns_ = columns;
   writer.rows_left_ = rows;
-  writer.file_.reset(std::fopen((path + ".tmp").c_str(), "wb"));
+  writer.file_.reset(std::fopen(writer.written_.c_str(), "wb"));
   if (writer.file_ == nullptr) return writer.WriteError();
   const std::string header = Header(rows, columns);
   if (std::fwrite(header.data(), 1, header.size(), writer.file_.get()) !=
@@ -52,7 +61,7 @@ absl::StatusOr<NpyWriter> NpyWriter::Create(const std::string& path,
 NpyWriter::~NpyWriter() {
   if (file_ == nullptr) return;
   file_.reset();
-  std::remove((path_ + ".tmp").c_str());
+  if (written_ != path_) std::remove(written_.c_str());
 }
 
 absl::Status NpyWriter::Append(const float* rows, int64_t num_rows) {
@@ -66,13 +75,12 @@ absl::Status NpyWriter::Append(const float* rows, int64_t num_rows) {
 
 absl::Status NpyWriter::Finish() {
   KVMIX_CHECK(rows_left_ == 0);
-  const bool flushed = std::fflush(file_.get()) == 0;
-  if (!flushed) return WriteError();
+  if (std::fflush(file_.get()) != 0) return WriteError();
   file_.reset();
-  if (std::rename((path_ + ".tmp").c_str(), path_.c_str()) == 0)
+  if (written_ == path_ || std::rename(written_.c_str(), path_.c_str()) == 0)
     return absl::OkStatus();
   const absl::Status error = WriteError();
-  std::remove((path_ + ".tmp").c_str());
+  std::remove(written_.c_str());
   return error;
 }
 

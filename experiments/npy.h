@@ -15,7 +15,8 @@ namespace kvmix {
 class NpyWriter {
  public:
   // The file appears under its name when Finish succeeds; until then it is
-  // PATH.tmp, which is removed if the writer goes without.
+  // PATH.tmp, which is removed if the writer goes without. A device or pipe is
+  // written to directly.
   static absl::StatusOr<NpyWriter> Create(const std::string& path, int64_t rows,
                                           int64_t columns);
   NpyWriter(NpyWriter&&) = default;
@@ -34,6 +35,7 @@ class NpyWriter {
   absl::Status WriteError() const;
 
   std::string path_;
+  std::string written_;  // path_, or its .tmp
   std::unique_ptr<std::FILE, Closer> file_;
   int64_t columns_ = 0;
   int64_t rows_left_ = 0;

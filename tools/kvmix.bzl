@@ -47,7 +47,9 @@ def kvmix_proto(name, src, deps = [], **kw):
 
 def component(kind, name, srcs = None, options_proto = None, deps = [], proto_deps = [], **kw):
     """A component of `kind`: name.cc, registered under its own name, present in every binary that links the group."""
+    data = []
     if options_proto:
+        data = [options_proto]  # `kvmix list` prints the options with their comments
         kvmix_proto(name = name + "_cc_proto", src = options_proto, deps = proto_deps, visibility = ["//visibility:public"])
         deps = deps + [":" + name + "_cc_proto"]
     kvmix_library(
@@ -55,6 +57,7 @@ def component(kind, name, srcs = None, options_proto = None, deps = [], proto_de
         srcs = srcs or [name + ".cc"],
         alwayslink = True,
         tags = [kind],
+        data = data,
         deps = deps + [":" + kind],
         **kw
     )

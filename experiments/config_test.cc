@@ -1,0 +1,149 @@
+#include "experiments/config.h"
+
+#include <string>
+
+#include "experiments/text_proto.h"
+#include "kvmix/base/file.h"
+#include "kvmix/base/status_matchers.h"
+
+namespace kvmix {
+namespace {
+
+using ::kvmix::testing::StatusIs;
+using ::testing::HasSubstr;
+constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
+
+constexpr char kConfig[] = R"(name: "small"
+model { path: "embedded" }
+dataset { synthetic { task: "story" } }
+importance_estimator { name: "random" }
+quantizer { name: "group_affine" }
+recency_policy { name: "none" }
+eviction_policy { name: "keep_all" }
+bit_allocator { name: "uniform" }
+method { name: "one" }
+method { name: "two" bit_allocator { name: "top_fraction" } }
+)";
+
+std::string WriteConfig(const std::string& text) {
+  const std::string path = ::testing::TempDir() + "/config.textproto";
+  EXPECT_OK(WriteFileAtomically(path, text));
+  return path;
+}
+
+absl::Status LoadWith(std::vector<std::string> overrides) {
+  return LoadConfig(WriteConfig(kConfig), overrides).status();
+}
+
+TEST(ConfigTest, FillsInDefaultsAndCommonComponents) {
+  ASSERT_OK_AND_ASSIGN(const ExperimentConfig config,
+                       LoadConfig(WriteConfig(kConfig), {}));
+  EXPECT_EQ(config.output(), "out");
+  EXPECT_EQ(config.evaluation().chunk_tokens(), 128);
+  EXPECT_EQ(config.profile().num_prompts(), 30);
+  EXPECT_EQ(config.dataset(0).name(), "story");
+  EXPECT_EQ(config.dataset(0).synthetic().questions(), 0);
+  EXPECT_EQ(config.method(0).quantizer().name(), "group_affine");
+  EXPECT_EQ(config.method(0).bit_allocator().name(), "uniform");
+  // "uniform" looks at no scores.
+  EXPECT_FALSE(config.method(0).has_importance_estimator());
+  EXPECT_EQ(config.method(1).importance_estimator().name(), "random");
+}
+
+TEST(ConfigTest, ResolvingTwiceChangesNothing) {
+  ASSERT_OK_AND_ASSIGN(ExperimentConfig config,
+                       LoadConfig(WriteConfig(kConfig), {}));
+  const std::string once = PrintTextProto(config);
+  ASSERT_OK(ResolveConfig(config));
+  EXPECT_EQ(PrintTextProto(config), once);
+}
+
+TEST(ConfigTest, TextLeavesOutWhatChangesNoResult) {
+  ASSERT_OK_AND_ASSIGN(const ExperimentConfig a,
+                       LoadConfig(WriteConfig(kConfig), {}));
+  ASSERT_OK_AND_ASSIGN(
+      const ExperimentConfig b,
+      LoadConfig(WriteConfig(kConfig),
+                 {"threads=2", "output=elsewhere", "speed.rounds=9"}));
+  ASSERT_OK_AND_ASSIGN(const ExperimentConfig c,
+                       LoadConfig(WriteConfig(kConfig), {"seed=2"}));
+  EXPECT_EQ(ConfigText(a), ConfigText(b));
+  EXPECT_NE(ConfigText(a), ConfigText(c));
+}
+
+TEST(ConfigTest, ParseErrorsSayWhere) {
+  const std::string path = WriteConfig("name: \"x\"\nmodle { path: \"y\" }\n");
+  EXPECT_THAT(
+      LoadConfig(path, {}),
+      StatusIs(kInvalid, HasSubstr(path + ":2:7: Message type "
+                                          "\"kvmix.ExperimentConfig\" has no "
+                                          "field named \"modle\"")));
+  EXPECT_THAT(LoadConfig(WriteConfig("quantizer { name: \"q\" options { "
+                                     "[type.googleapis.com/kvmix.Nothing] {} "
+                                     "} }"),
+                         {}),
+              StatusIs(kInvalid,
+                       HasSubstr("its target is not linked into this binary")));
+  EXPECT_THAT(LoadConfig("no/such/file.textproto", {}),
+              StatusIs(absl::StatusCode::kNotFound,
+                       HasSubstr("file.textproto does not exist")));
+}
+
+TEST(ConfigTest, UnknownComponentsListTheLinkedOnes) {
+  EXPECT_THAT(LoadWith({"method[1].bit_allocator=best"}),
+              StatusIs(absl::StatusCode::kNotFound,
+                       ::testing::AllOf(HasSubstr("method[1] (two)"),
+                                        HasSubstr("bit_allocator \"best\""),
+                                        HasSubstr("top_fraction"))));
+  EXPECT_THAT(LoadWith({"quantizer=float"}),
+              StatusIs(absl::StatusCode::kNotFound, HasSubstr("group_affine")));
+}
+
+TEST(ConfigTest, OptionsOfAnotherComponentAreRefused) {
+  EXPECT_THAT(
+      LoadWith({"method[1].bit_allocator={ name: 'top_fraction' options { "
+                "[type.googleapis.com/kvmix.UniformOptions] {} } }"}),
+      StatusIs(kInvalid, HasSubstr("kvmix.TopFractionOptions")));
+}
+
+TEST(ConfigTest, ErrorsNameTheField) {
+  EXPECT_THAT(LoadWith({"name=a/b"}), StatusIs(kInvalid, HasSubstr("name is")));
+  EXPECT_THAT(LoadWith({"name=.."}), StatusIs(kInvalid, HasSubstr("name is")));
+  EXPECT_THAT(LoadWith({"model.path="}),
+              StatusIs(kInvalid, HasSubstr("model.path is empty")));
+  EXPECT_THAT(
+      LoadWith({"dataset.path=x"}),
+      StatusIs(kInvalid, HasSubstr("dataset[0] must have exactly one")));
+  EXPECT_THAT(LoadWith({"dataset={ path: 'x' context_length: 1 }"}),
+              StatusIs(kInvalid, HasSubstr("dataset[0].context_length is 1")));
+  EXPECT_THAT(LoadWith({"dataset={ path: 'x' max_tokens: -1 }"}),
+              StatusIs(kInvalid, HasSubstr("dataset[0].max_tokens is -1")));
+  EXPECT_THAT(LoadWith({"evaluation.chunk_tokens=-5"}),
+              StatusIs(kInvalid, HasSubstr("evaluation.chunk_tokens is -5")));
+  EXPECT_THAT(LoadWith({"profile.num_prompts=-1"}),
+              StatusIs(kInvalid, HasSubstr("profile.num_prompts is -1")));
+  EXPECT_THAT(LoadWith({"speed.rounds=-1"}),
+              StatusIs(kInvalid, HasSubstr("speed.rounds is -1")));
+  EXPECT_THAT(LoadWith({"threads=-2"}),
+              StatusIs(kInvalid, HasSubstr("threads is -2")));
+  EXPECT_THAT(LoadWith({"method[1].name=one"}),
+              StatusIs(kInvalid, HasSubstr("method[1].name is \"one\"")));
+  EXPECT_THAT(LoadWith({"method[1].plan={ layer {} }"}),
+              StatusIs(kInvalid, HasSubstr("has a plan")));
+}
+
+TEST(ConfigTest, APlanFileBecomesTheMethodsPlan) {
+  const std::string plan = ::testing::TempDir() + "/plan.textproto";
+  ASSERT_OK(WriteFileAtomically(plan, "layer { key { bits: 16 } }"));
+  ASSERT_OK_AND_ASSIGN(
+      const ExperimentConfig config,
+      LoadConfig(WriteConfig(kConfig),
+                 {"method[1]={ name: 'mine' plan_file: '" + plan + "' }"}));
+  EXPECT_EQ(config.method(1).plan().layer(0).key().bits(), 16);
+  EXPECT_EQ(config.method(1).plan_file(), "");
+  EXPECT_THAT(LoadWith({"method[1]={ name: 'mine' plan_file: 'nowhere' }"}),
+              StatusIs(absl::StatusCode::kNotFound, HasSubstr("nowhere")));
+}
+
+}  // namespace
+}  // namespace kvmix

@@ -1,0 +1,153 @@
+#include "experiments/evaluate.h"
+
+#include <cmath>
+
+#include "experiments/loaded_model.h"
+#include "experiments/stages.h"
+#include "experiments/text_proto.h"
+#include "kvmix/base/status_matchers.h"
+
+namespace kvmix {
+namespace {
+
+using ::kvmix::testing::StatusIs;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+// The embedded model on a short document, full precision and KVmix at 2 bits.
+class EvaluateTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    ModelSource source;
+    source.set_path("embedded");
+    ASSERT_OK_AND_ASSIGN(model_, LoadModel(source, 2));
+    Dataset dataset;
+    ASSERT_OK(ParseTextProto(
+        R"(name: "recall" synthetic { task: "recall" documents: 1 tokens: 150
+           facts: 6 questions: 3 confusable: 1 copy_length: 12 hops: 2 })",
+        "test", dataset));
+    ASSERT_OK_AND_ASSIGN(const std::vector<Window> windows,
+                         LoadWindows(dataset, 1, *model_.tokenizer, 4096));
+    window_ = windows[0];
+    const CacheShape shape = model_.transformer->cache_shape();
+    ASSERT_OK_AND_ASSIGN(const RunnableMethod full, FullPrecision(shape));
+    Method method;
+    ASSERT_OK(ParseTextProto(
+        R"(name: "2bit" bit_allocator { name: "uniform" }
+           quantizer { name: "group_affine" }
+           recency_policy { name: "pivotal_context" }
+           eviction_policy { name: "keep_all" })",
+        "test", method));
+    ASSERT_OK_AND_ASSIGN(const RunnableMethod two_bit,
+                         Allocate(method, ImportanceProfile(), shape, 1));
+    methods_ = {full, two_bit};
+  }
+
+  WindowRecord Evaluate(const Evaluation& evaluation, int num_threads = 2) {
+    ThreadPool threads(num_threads);
+    absl::StatusOr<WindowRecord> record = EvaluateWindow(
+        *model_.transformer, methods_, window_, evaluation, threads);
+    EXPECT_OK(record.status());
+    return record.ok() ? *record : WindowRecord();
+  }
+
+  LoadedModel model_;
+  Window window_;
+  std::vector<RunnableMethod> methods_;
+};
+
+Evaluation Chunked(int chunk_tokens) {
+  Evaluation evaluation;
+  evaluation.set_chunk_tokens(chunk_tokens);
+  return evaluation;
+}
+
+Evaluation WithMode(Evaluation::Mode mode, int prefill_tokens = 0) {
+  Evaluation evaluation;
+  evaluation.set_mode(mode);
+  evaluation.set_prefill_tokens(prefill_tokens);
+  return evaluation;
+}
+
+TEST(ChunkLengthsTest, FollowTheMode) {
+  EXPECT_THAT(ChunkLengths(Chunked(4), 10, 6), ElementsAre(4, 4, 2));
+  EXPECT_THAT(ChunkLengths(Chunked(100), 10, 6), ElementsAre(10));
+  EXPECT_THAT(ChunkLengths(WithMode(Evaluation::STEPWISE), 3, 2),
+              ElementsAre(1, 1, 1));
+  EXPECT_THAT(ChunkLengths(WithMode(Evaluation::EXACT_PREFILL), 8, 6),
+              ElementsAre(6, 1, 1));
+  EXPECT_THAT(ChunkLengths(WithMode(Evaluation::EXACT_PREFILL, 7), 8, 6),
+              ElementsAre(7, 1));
+  EXPECT_THAT(ChunkLengths(WithMode(Evaluation::EXACT_PREFILL, 99), 8, 6),
+              ElementsAre(8));
+}
+
+TEST_F(EvaluateTest, ChunksOfOneAreStepwise) {
+  EXPECT_EQ(Evaluate(Chunked(1)).SerializeAsString(),
+            Evaluate(WithMode(Evaluation::STEPWISE)).SerializeAsString());
+}
+
+TEST_F(EvaluateTest, TheNumberOfThreadsChangesNoBit) {
+  const std::string two = Evaluate(Chunked(32)).SerializeAsString();
+  ModelSource source;
+  source.set_path("embedded");
+  ASSERT_OK_AND_ASSIGN(model_, LoadModel(source, 1));
+  EXPECT_EQ(Evaluate(Chunked(32), 1).SerializeAsString(), two);
+}
+
+TEST_F(EvaluateTest, FullPrecisionDoesNotDependOnTheMode) {
+  const WindowRecord chunked = Evaluate(Chunked(32));
+  const WindowRecord whole = Evaluate(WithMode(Evaluation::EXACT_PREFILL, 999));
+  for (int t = 0; t < chunked.method(0).nll_size(); ++t) {
+    EXPECT_EQ(chunked.method(0).nll(t), whole.method(0).nll(t)) << t;
+    EXPECT_EQ(chunked.method(0).kl(t), 0);
+    // Prefill attends exact keys and values whatever the bits.
+    EXPECT_EQ(whole.method(1).nll(t), whole.method(0).nll(t)) << t;
+  }
+}
+
+TEST_F(EvaluateTest, ScoresAreThoseOfTheLogits) {
+  const WindowRecord record = Evaluate(Chunked(64));
+  ASSERT_EQ(record.method(0).nll_size(),
+            static_cast<int>(window_.tokens.size()) - 1);
+  ASSERT_OK_AND_ASSIGN(const auto cache,
+                       MakeCache(*model_.transformer, methods_[0]));
+  const Chunk chunk = {window_.tokens, cache.get(), WantLogits::kAll};
+  const int vocab = model_.transformer->config().vocab_size;
+  ASSERT_OK(model_.transformer->Forward(
+      {&chunk, 1}, [&](int, int64_t first, int64_t rows, const float* logits) {
+        for (int64_t r = 0; r < rows; ++r) {
+          const size_t t = static_cast<size_t>(first + r);
+          if (t + 1 == window_.tokens.size()) break;
+          double sum = 0;
+          const float* row = logits + r * vocab;
+          for (int v = 0; v < vocab; ++v) sum += std::exp(double{row[v]});
+          EXPECT_NEAR(record.method(0).nll(static_cast<int>(t)),
+                      std::log(sum) - row[window_.tokens[t + 1]], 1e-5);
+        }
+        return absl::OkStatus();
+      }));
+}
+
+TEST_F(EvaluateTest, TwoBitsDiverge) {
+  const WindowRecord record = Evaluate(Chunked(32));
+  double kl = 0;
+  for (double value : record.method(1).kl()) kl += value;
+  EXPECT_GT(kl, 0);
+  EXPECT_GT(record.method(1).ledger().key().codes(), 0);
+  EXPECT_EQ(record.method(0).ledger().key().codes(), 0);
+  // K and V, 12 layers, 1 KV head, 64 channels, 2 bytes.
+  EXPECT_EQ(record.method(0).ledger().fp16_bytes(),
+            2 * 12 * 64 * 2 * static_cast<int64_t>(window_.tokens.size()));
+}
+
+TEST_F(EvaluateTest, StopsBetweenChunks) {
+  const std::atomic<bool> stop = true;
+  ThreadPool threads(1);
+  EXPECT_THAT(EvaluateWindow(*model_.transformer, methods_, window_,
+                             Chunked(32), threads, &stop),
+              StatusIs(absl::StatusCode::kCancelled, HasSubstr("interrupted")));
+}
+
+}  // namespace
+}  // namespace kvmix

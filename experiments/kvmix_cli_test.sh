@@ -1,0 +1,73 @@
+#!/bin/bash
+# The kvmix program from outside: help, exit codes, and the small commands.
+set -uo pipefail
+kvmix=experiments/kvmix
+work=$(mktemp -d "${TEST_TMPDIR:-/tmp}/cli.XXXXXX")
+failures=0
+
+fail() {
+  echo "FAILED: $*"
+  failures=$((failures + 1))
+}
+
+# expect CODE PATTERN args...: the exit code, and what stdout or stderr says.
+expect() {
+  local code=$1 pattern=$2
+  shift 2
+  local output
+  output=$("$kvmix" "$@" 2>&1)
+  local got=$?
+  [[ $got -eq $code ]] || fail "kvmix $*: exit code $got instead of $code: $output"
+  grep -q -e "$pattern" <<< "$output" || fail "kvmix $*: no \"$pattern\" in: $output"
+}
+
+expect 0 "usage: kvmix COMMAND" --help
+expect 2 "usage: kvmix COMMAND"
+expect 2 'there is no command "fly"' fly
+for command in run profile plan generate tokenize logits inspect list; do
+  expect 0 "usage: kvmix $command" "$command" --help
+  expect 2 "unknown flag --nope" "$command" --nope
+done
+
+quickstart=experiments/configs/quickstart.textproto
+expect 2 "one config file" run
+expect 1 "nowhere.textproto does not exist" run nowhere.textproto
+expect 0 "method KVmix-20%: gradient_norm > top_fraction" run $quickstart --dry_run
+expect 0 "high_fraction: 0.3" run $quickstart --dry_run \
+  --set 'method[6].bit_allocator.options.high_fraction=0.3'
+expect 1 "has no field" run $quickstart --set 'method[6].size=3'
+expect 1 "is not linked" run $quickstart --set 'quantizer=nothing'
+
+expect 0 "top_fraction: high bits" list bit_allocator
+expect 0 "Share of layers that get high bits" list bit_allocator
+expect 2 "kinds: importance_estimator" list animals
+expect 0 "12 layers" inspect --model=embedded
+expect 0 "model.layers.3.self_attn.q_proj.weight" inspect --model=embedded --tensors
+expect 1 "no/model does not exist" inspect --model=no/model
+expect 0 "KIVI-2bit-r64: K 2 bits nominal, 3 effective" plan --method=KIVI-2bit-r64
+expect 0 "packed part" plan --method=KIVI-2bit-r64 --output_file="$work/plan.textproto"
+expect 0 "the cache is" generate --prompt="Tom the baker" --max_tokens=5 \
+  --plan="$work/plan.textproto" --method=KIVI-2bit-r64
+expect 1 "do not fit" generate --prompt="Tom" --max_tokens=5000 \
+  --plan="$work/plan.textproto"
+expect 1 'no method "best"' generate --prompt="Tom" --method=best
+
+printf 'Tom found 7 l\303\244mps .\n' > "$work/text"
+"$kvmix" tokenize --text-file="$work/text" > "$work/ids" || fail tokenize
+"$kvmix" tokenize --decode --ids-file="$work/ids" > "$work/back" || fail decode
+cmp "$work/text" "$work/back" || fail "tokenize does not round-trip"
+"$kvmix" logits --ids-file="$work/ids" --output="$work/logits.npy" || fail logits
+"$kvmix" logits --exact --ids-file="$work/ids" --output="$work/exact.npy" || fail "logits --exact"
+[[ $(stat -c %s "$work/exact.npy") -eq $(stat -c %s "$work/logits.npy") ]] || fail "logits --exact has another size"
+tokens=$(wc -l < "$work/ids")
+size=$(stat -c %s "$work/logits.npy")
+[[ $size -eq $((128 + tokens * 512 * 4)) ]] || fail "logits.npy has $size bytes for $tokens tokens"
+: > "$work/empty"
+expect 1 "is empty" logits --ids-file="$work/empty" --output="$work/x.npy"
+echo "12 x" > "$work/bad"
+expect 1 '"x" is no token id' logits --ids-file="$work/bad" --output="$work/x.npy"
+echo "99999" > "$work/bad"
+expect 1 "99999" logits --ids-file="$work/bad" --output="$work/x.npy"
+
+[[ $failures -eq 0 ]] && echo "all passed"
+exit $((failures > 0))

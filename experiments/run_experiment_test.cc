@@ -1,0 +1,211 @@
+#include "experiments/run_experiment.h"
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "experiments/config.h"
+#include "experiments/report.h"
+#include "experiments/text_proto.h"
+#include "kvmix/base/file.h"
+#include "kvmix/base/status_matchers.h"
+
+namespace kvmix {
+namespace {
+
+namespace fs = std::filesystem;
+using ::kvmix::testing::StatusIs;
+using ::testing::HasSubstr;
+
+constexpr char kConfig[] = R"(
+name: "small"
+seed: 3
+model { path: "embedded" }
+dataset { name: "stories" synthetic { task: "story" documents: 2 tokens: 150 } }
+dataset {
+  name: "recall"
+  synthetic { task: "recall" documents: 2 tokens: 150 facts: 6 questions: 3 }
+}
+evaluation { mode: CHUNKED chunk_tokens: 32 }
+profile { num_prompts: 2 prompt_tokens: 100 }
+speed { prompt_tokens: 8 decode_tokens: 2 rounds: 1 }
+importance_estimator { name: "gradient_norm" }
+quantizer { name: "group_affine" }
+recency_policy { name: "pivotal_context" }
+eviction_policy { name: "keep_all" }
+method {
+  name: "FP16"
+  bit_allocator {
+    name: "uniform"
+    options {
+      [type.googleapis.com/kvmix.UniformOptions] { key_bits: 16 value_bits: 16 }
+    }
+  }
+}
+method { name: "KVmix" bit_allocator { name: "top_fraction" } }
+method {
+  name: "random"
+  importance_estimator { name: "random" }
+  bit_allocator { name: "top_fraction" }
+}
+)";
+
+class RunExperimentTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    output_ = ::testing::TempDir() + "/run_" +
+              ::testing::UnitTest::GetInstance()->current_test_info()->name();
+    fs::remove_all(output_);
+    ASSERT_OK(ParseTextProto(kConfig, "test", config_));
+    config_.set_output(output_);
+    ASSERT_OK(ResolveConfig(config_));
+  }
+
+  static std::string RecordText(const ExperimentResult& result) {
+    return PrintTextProto(result.record);
+  }
+
+  std::string output_;
+  ExperimentConfig config_;
+};
+
+TEST_F(RunExperimentTest, WritesEverythingThatTheReportPromises) {
+  ASSERT_OK_AND_ASSIGN(const ExperimentResult result, RunExperiment(config_));
+  for (const char* name :
+       {"config.textproto", "plan_FP16.textproto", "plan_KVmix.textproto",
+        "record.textproto", "timings.textproto", "metrics.json", "table.md",
+        "table.csv", "figure.svg"})
+    EXPECT_TRUE(fs::exists(result.folder + "/" + name)) << name;
+  ASSERT_OK_AND_ASSIGN(const std::string text,
+                       ReadFile(result.folder + "/metrics.json"));
+  const auto json = nlohmann::json::parse(text);
+  ASSERT_EQ(json["rows"].size(), 3u);
+  const auto& row = json["rows"][1];
+  EXPECT_EQ(row["method"], "KVmix");
+  for (const char* name : {"perplexity", "perplexity_stderr", "word_perplexity",
+                           "kl_mean", "kl_p99", "top1_agreement", "tokens"})
+    EXPECT_TRUE(row["quality"][name].is_number()) << name;
+  for (const char* name :
+       {"key_effective_bits", "value_effective_bits", "key_nominal_bits",
+        "value_nominal_bits", "bytes", "compression"})
+    EXPECT_TRUE(row["memory"][name].is_number()) << name;
+  EXPECT_GT(row["speed"]["prefill_tokens_per_second"], 0);
+  EXPECT_GT(row["speed"]["decode_tokens_per_second"], 0);
+  EXPECT_GT(row["quality"]["perplexity"], 1);
+  EXPECT_GT(row["memory"]["compression"], 2);
+  EXPECT_EQ(row["quality"]["tokens"], 300);
+  EXPECT_EQ(row["more_datasets"][0]["dataset"], "recall");
+  EXPECT_EQ(row["more_datasets"][0]["quality"]["answers"]["answers"], 6);
+  for (const char* name : {"config", "fingerprint", "seed", "build", "machine"})
+    EXPECT_TRUE(json.contains(name)) << name;
+  // The resolved config can be run again and means the same.
+  ASSERT_OK_AND_ASSIGN(const ExperimentConfig again,
+                       LoadConfig(result.folder + "/config.textproto", {}));
+  EXPECT_EQ(ConfigText(again), ConfigText(config_));
+}
+
+TEST_F(RunExperimentTest, TheRecordDoesNotDependOnThreads) {
+  config_.set_threads(1);
+  ASSERT_OK_AND_ASSIGN(const ExperimentResult one, RunExperiment(config_));
+  config_.set_threads(3);
+  config_.set_output(output_ + "_3");
+  fs::remove_all(config_.output());
+  ASSERT_OK_AND_ASSIGN(const ExperimentResult three, RunExperiment(config_));
+  EXPECT_EQ(RecordText(one), RecordText(three));
+  EXPECT_EQ(three.timings.threads(), 3);
+}
+
+TEST_F(RunExperimentTest, AnInterruptedRunGoesOnToTheSameRecord) {
+  ASSERT_OK_AND_ASSIGN(const ExperimentResult whole, RunExperiment(config_));
+  EXPECT_EQ(whole.timings.evaluated_windows(), 4);
+  // As if it had been stopped after two windows, one of them half written.
+  fs::remove(whole.folder + "/windows/1_00000.pb");
+  ASSERT_OK(WriteFileAtomically(whole.folder + "/windows/1_00001.pb", "\x08"));
+  ASSERT_OK_AND_ASSIGN(const ExperimentResult resumed, RunExperiment(config_));
+  EXPECT_EQ(resumed.timings.evaluated_windows(), 2);
+  EXPECT_EQ(RecordText(resumed), RecordText(whole));
+}
+
+TEST_F(RunExperimentTest, CtrlCSaysHowToGoOn) {
+  config_.mutable_method()->DeleteSubrange(1, 2);  // no profile to interrupt
+  const std::atomic<bool> stop = true;
+  EXPECT_THAT(RunExperiment(config_, &stop),
+              StatusIs(absl::StatusCode::kCancelled,
+                       HasSubstr("the same command goes on from there")));
+}
+
+TEST_F(RunExperimentTest, AProfileIsMadeOnceForAllAllocators) {
+  ASSERT_OK(RunExperiment(config_).status());
+  const std::string profiles = output_ + "/profiles";
+  const auto count = [&] {
+    return std::distance(fs::directory_iterator(profiles),
+                         fs::directory_iterator());
+  };
+  EXPECT_EQ(count(), 2);  // gradient_norm and random
+  Component& allocator = *config_.mutable_method(1)->mutable_bit_allocator();
+  ASSERT_OK(ParseTextProto(
+      R"(name: "top_fraction" options {
+           [type.googleapis.com/kvmix.TopFractionOptions] { high_fraction: 0.5 }
+         })",
+      "test", allocator));
+  ASSERT_OK_AND_ASSIGN(const ExperimentResult other, RunExperiment(config_));
+  EXPECT_EQ(count(), 2);
+  EXPECT_EQ(other.record.method(1).key_nominal_bits(), 2.5);
+}
+
+TEST_F(RunExperimentTest, APlanCanBeRunAsItIs) {
+  ASSERT_OK_AND_ASSIGN(const ExperimentResult result, RunExperiment(config_));
+  Method& method = *config_.mutable_method(1);
+  method.clear_bit_allocator();
+  method.clear_importance_estimator();
+  method.set_plan_file(result.folder + "/plan_KVmix.textproto");
+  ASSERT_OK(ResolveConfig(config_));
+  ASSERT_OK_AND_ASSIGN(const ExperimentResult again, RunExperiment(config_));
+  EXPECT_EQ(PrintTextProto(again.record.method(1).dataset(0)),
+            PrintTextProto(result.record.method(1).dataset(0)));
+}
+
+TEST_F(RunExperimentTest, TheFirstMethodMustBeFullPrecision) {
+  config_.mutable_method()->SwapElements(0, 1);
+  EXPECT_THAT(RunExperiment(config_),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       HasSubstr("method[0] (KVmix) has fewer than 16 bits")));
+}
+
+TEST_F(RunExperimentTest, AMissingModelIsNamed) {
+  config_.mutable_model()->set_path("no/such/model");
+  EXPECT_THAT(RunExperiment(config_), StatusIs(absl::StatusCode::kNotFound,
+                                               HasSubstr("no/such/model")));
+  setenv("KVMIX_CACHE", "/nowhere", 1);
+  config_.mutable_model()->set_path("smollm2");
+  EXPECT_THAT(RunExperiment(config_),
+              StatusIs(absl::StatusCode::kNotFound,
+                       HasSubstr("tools/fetch_smollm2.sh")));
+}
+
+TEST_F(RunExperimentTest, AnOutputThatCannotBeWrittenIsAnError) {
+  ASSERT_OK(WriteFileAtomically(output_ + "_file", "x"));
+  config_.set_output(output_ + "_file");  // a file where a folder must be
+  EXPECT_THAT(RunExperiment(config_).status().ToString(),
+              HasSubstr(output_ + "_file"));
+}
+
+TEST_F(RunExperimentTest, APlanOfAnotherModelIsRefused) {
+  Method& method = *config_.mutable_method(1);
+  method.clear_bit_allocator();
+  method.clear_importance_estimator();
+  LayerPlan& layer = *method.mutable_plan()->add_layer();
+  layer.mutable_key()->set_bits(16);
+  layer.mutable_value()->set_bits(16);
+  EXPECT_THAT(RunExperiment(config_).status().ToString(), HasSubstr("KVmix"));
+}
+
+TEST_F(RunExperimentTest, SpeedMustFitTheContext) {
+  config_.mutable_speed()->set_prompt_tokens(5000);
+  EXPECT_THAT(RunExperiment(config_),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       HasSubstr("speed.prompt_tokens 5000")));
+}
+
+}  // namespace
+}  // namespace kvmix

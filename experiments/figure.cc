@@ -77,9 +77,11 @@ class Axis {
     }
     const double rough = (high_ - low_) / 5;
     const double power = std::pow(10, std::floor(std::log10(rough)));
-    const double step = power * (rough / power < 2   ? 2
-                                 : rough / power < 5 ? 5
-                                                     : 10);
+    const double digit = rough / power;
+    const double step = power * (digit < 1.5 ? 1
+                                 : digit < 3 ? 2
+                                 : digit < 7 ? 5
+                                             : 10);
     for (double v = std::ceil(low_ / step) * step; v <= high_; v += step)
       Add(ticks, v);
     return ticks;

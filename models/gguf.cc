@@ -547,7 +547,10 @@ absl::StatusOr<std::unique_ptr<GgufFile>> GgufFile::Open(
     const std::string& path) {
   KVMIX_ASSIGN_OR_RETURN(MappedFile mapped, MappedFile::Open(path));
   const auto owner = std::make_shared<MappedFile>(std::move(mapped));
-  return FromBytes(owner->view(), owner, path);
+  KVMIX_ASSIGN_OR_RETURN(std::unique_ptr<GgufFile> file,
+                         FromBytes(owner->view(), owner, path));
+  file->AddMappedFile(owner);
+  return file;
 }
 
 absl::StatusOr<std::unique_ptr<GgufFile>> GgufFile::FromBytes(

@@ -306,7 +306,10 @@ absl::StatusOr<std::unique_ptr<SafetensorsFiles>> SafetensorsFiles::OpenFolder(
   if (Exists(single)) {
     KVMIX_ASSIGN_OR_RETURN(MappedFile mapped, MappedFile::Open(single));
     const auto owner = std::make_shared<MappedFile>(std::move(mapped));
-    return FromBytes(owner->view(), owner, single);
+    KVMIX_ASSIGN_OR_RETURN(std::unique_ptr<SafetensorsFiles> files,
+                           FromBytes(owner->view(), owner, single));
+    files->AddMappedFile(owner);
+    return files;
   }
   if (Exists(index)) {
     auto files = std::unique_ptr<SafetensorsFiles>(new SafetensorsFiles);
@@ -359,6 +362,7 @@ absl::Status SafetensorsFiles::OpenShards(const std::string& folder,
           AddContext(AddTensor(std::move(tensor.info)), path));
     }
     owners_.push_back(owner);
+    AddMappedFile(owner);
   }
   if (tensors().size() == file_of->size()) return absl::OkStatus();
   for (const auto& [name, shard] : *file_of)

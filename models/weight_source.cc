@@ -137,6 +137,7 @@ absl::Status WeightSource::ReadFloat(absl::string_view name,
   } else {
     for (int64_t task = 0; task < num_tasks; ++task) decode(task, 0);
   }
+  for (const auto& file : mapped_files_) file->DropPages();
   if (first_bad == kAllFinite) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat(
       "tensor ", Quote(name), " has the weight ", out[first_bad], " at ",

@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "kvmix/base/file.h"
 #include "kvmix/base/thread_pool.h"
 #include "models/ggml_blocks.h"
 
@@ -58,6 +60,12 @@ class WeightSource {
   // name given twice is an error.
   absl::Status AddTensor(TensorInfo info);
 
+  // Tensors lie in this mapped file. Its pages are dropped after each
+  // ReadFloat, so that a model that has been read is not in memory twice.
+  void AddMappedFile(std::shared_ptr<const MappedFile> file) {
+    mapped_files_.push_back(std::move(file));
+  }
+
  private:
   // Converts rows [first_row, first_row + num_rows) of tensors()[index], seen
   // as [product of leading dimensions, last dimension].
@@ -65,6 +73,7 @@ class WeightSource {
                           float* out) const = 0;
 
   std::vector<TensorInfo> tensors_;
+  std::vector<std::shared_ptr<const MappedFile>> mapped_files_;
   absl::flat_hash_map<std::string, size_t> index_by_name_;
 };
 

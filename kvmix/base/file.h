@@ -37,6 +37,9 @@ class MappedFile {
     return {reinterpret_cast<const char*>(data_), size_};
   }
   const std::string& path() const { return path_; }
+  // Gives the memory of what was read so far back to the system; reading it
+  // again reads the file again.
+  void DropPages() const;
 
  private:
   MappedFile() = default;

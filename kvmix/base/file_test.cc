@@ -6,6 +6,7 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <string>
 #include <utility>
 
@@ -141,6 +142,27 @@ TEST_F(FileTest, AMappingOutlivesARename) {
   ASSERT_OK_AND_ASSIGN(const MappedFile mapped, MappedFile::Open(Path("f")));
   ASSERT_OK(WriteFileAtomically(Path("f"), "new"));
   EXPECT_EQ(mapped.view(), "old");
+}
+
+// Kilobytes of mapped files that this process has in memory.
+int64_t ResidentFileKilobytes() {
+  std::ifstream status("/proc/self/status");
+  std::string word;
+  int64_t kilobytes = -1;
+  while (status >> word)
+    if (word == "RssFile:") status >> kilobytes;
+  return kilobytes;
+}
+
+TEST_F(FileTest, DroppedPagesLeaveMemoryAndReadTheSame) {
+  const std::string text(16 << 20, 'x');
+  ASSERT_OK(WriteFileAtomically(Path("f"), text));
+  ASSERT_OK_AND_ASSIGN(const MappedFile mapped, MappedFile::Open(Path("f")));
+  ASSERT_TRUE(mapped.view() == text);
+  const int64_t before = ResidentFileKilobytes();
+  mapped.DropPages();
+  EXPECT_LT(ResidentFileKilobytes(), before - (12 << 10));
+  EXPECT_TRUE(mapped.view() == text);
 }
 
 }  // namespace

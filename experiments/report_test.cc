@@ -123,6 +123,17 @@ TEST(ReportTest, SpeedThatWasNotMeasuredIsNull) {
   EXPECT_EQ(json["rows"][1]["quality"]["answers"]["accuracy"], 0.75);
 }
 
+TEST(ReportTest, MetricsNameTheCudaToolkitAndDevices) {
+  Timings timings;
+  timings.set_cuda_toolkit("13.0");
+  timings.add_cuda_device("NVIDIA H100, 79 GiB, sm_90");
+  const auto json = nlohmann::json::parse(
+      MetricsJson(ExperimentConfig(), TwoRows(), timings));
+  EXPECT_EQ(json["build"]["cuda_toolkit"], "13.0");
+  const nlohmann::json devices = {"NVIDIA H100, 79 GiB, sm_90"};
+  EXPECT_EQ(json["machine"]["cuda_devices"], devices);
+}
+
 TEST(FigureTest, NamesAreEscaped) {
   const std::string svg = FigureSvg(TwoRows());
   EXPECT_THAT(svg, HasSubstr("&lt;c&gt;"));

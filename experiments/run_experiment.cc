@@ -15,6 +15,7 @@
 #include "experiments/report.h"
 #include "experiments/speed.h"
 #include "experiments/text_proto.h"
+#include "kvmix/base/cuda_devices.h"
 #include "kvmix/base/fingerprint.h"
 #include "kvmix/base/status_macros.h"
 #include "kvmix/budget.h"
@@ -175,6 +176,9 @@ void DescribeMachine(LoadedModel& model, Timings& timings) {
   timings.set_compiler(CompilerName());
   timings.set_cpu(CpuName());
   timings.set_instruction_set(InstructionSet());
+  timings.set_cuda_toolkit(CudaToolkit());
+  for (const std::string& device : CudaDevices())
+    timings.add_cuda_device(device);
   timings.set_threads(model.transformer->threads().num_threads());
   timings.set_peak_resident_bytes(PeakResidentBytes());
 }

@@ -15,10 +15,18 @@
 
 namespace kvmix {
 
+// How products with packed codes are computed by a chunk of few queries.
+enum class AttentionArithmetic {
+  kFloat,  // in float: exact but for rounding. Wherever quality is measured.
+  kInt8,   // queries and attention weights, times the scales, rounded to 8
+           // bits: faster, for codes of at most 4 bits
+};
+
 struct AttentionOptions {
   int num_heads = 0;           // H
   float scale = 0;             // usually 1 / sqrt(D)
   int64_t sliding_window = 0;  // 0: none
+  AttentionArithmetic arithmetic = AttentionArithmetic::kFloat;
 };
 
 // One sequence of a batch. queries, out: [T, H, D] float.

@@ -113,11 +113,12 @@ absl::StatusOr<Transformer::Weights::Layer> LoadLayer(
 }  // namespace
 
 struct Transformer::State {
-  State(const ModelConfig& model_config, int num_threads)
+  State(const ModelConfig& model_config, const RuntimeOptions& options)
       : config(model_config),
+        arithmetic(options.attention),
         q_size(int64_t{config.num_heads} * config.head_dim),
         kv_size(int64_t{config.num_kv_heads} * config.head_dim),
-        threads(num_threads),
+        threads(options.num_threads),
         weights{.rope = Rope(config),
                 .layers = {},
                 .final_norm = {},
@@ -139,6 +140,7 @@ struct Transformer::State {
       body(row, std::min(kRowTile, num_rows - row));
   }
   const ModelConfig config;
+  const AttentionArithmetic arithmetic;
   const int64_t q_size;   // H D
   const int64_t kv_size;  // G D
   ThreadPool threads;
@@ -312,7 +314,8 @@ absl::Status Transformer::State::RunLayer(int index,
   Attention(index, items,
             {.num_heads = config.num_heads,
              .scale = AttentionScale(config),
-             .sliding_window = config.sliding_window},
+             .sliding_window = config.sliding_window,
+             .arithmetic = arithmetic},
             threads);
   for (const Chunk& chunk : batch)
     KVMIX_RETURN_IF_ERROR(chunk.cache->FinishChunk(index));
@@ -377,7 +380,7 @@ absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Load(
     return absl::InvalidArgumentError(absl::StrCat(
         "num_threads is ", options.num_threads, " but must be at least 0"));
   }
-  auto state = std::make_unique<State>(config, options.num_threads);
+  auto state = std::make_unique<State>(config, options);
   KVMIX_RETURN_IF_ERROR(state->Load(weights, options.compute));
   return std::unique_ptr<Transformer>(new Transformer(std::move(state)));
 }

@@ -13,6 +13,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "attention/attention.h"
 #include "attention/kv_cache.h"
 #include "kvmix/base/thread_pool.h"
 #include "models/linear.h"
@@ -24,6 +25,7 @@ namespace kvmix {
 struct RuntimeOptions {
   int num_threads = 0;  // 0: all
   ComputeType compute = ComputeType::kFloat32;
+  AttentionArithmetic attention = AttentionArithmetic::kFloat;
 };
 
 enum class WantLogits { kNone, kLast, kAll };

@@ -611,16 +611,14 @@ absl::Status GgufFile::Parse(absl::string_view bytes,
   return absl::OkStatus();
 }
 
-void GgufFile::DecodeRows(size_t index, int64_t first_row, int64_t num_rows,
-                          float* out) const {
+void GgufFile::CopyRows(size_t index, int64_t first_row, int64_t num_rows,
+                        uint8_t* out) const {
   const TensorInfo& info = tensors()[index];
   const Placement& place = placements_[index];
   const BlockLayout& layout = LayoutOf(info.type);
-  const int64_t columns = info.shape.back();
-  const int64_t row_bytes = columns / layout.elements * layout.bytes;
+  const int64_t row_bytes = info.shape.back() / layout.elements * layout.bytes;
   if (place.interleaved_head_dim == 0) {
-    DecodeBlocks(info.type, place.data + first_row * row_bytes,
-                 num_rows * columns, out);
+    std::memcpy(out, place.data + first_row * row_bytes, num_rows * row_bytes);
     return;
   }
   // Interleaved RoPE turns rows (2i, 2i+1) of a head together, rotate-half rows
@@ -630,8 +628,8 @@ void GgufFile::DecodeRows(size_t index, int64_t first_row, int64_t num_rows,
     const int64_t in_head = row % D;
     const int64_t stored =
         row - in_head + in_head % (D / 2) * 2 + in_head / (D / 2);
-    DecodeBlocks(info.type, place.data + stored * row_bytes, columns,
-                 out + (row - first_row) * columns);
+    std::memcpy(out + (row - first_row) * row_bytes,
+                place.data + stored * row_bytes, row_bytes);
   }
 }
 

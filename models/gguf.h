@@ -96,8 +96,8 @@ class GgufFile final : public WeightSource {
   GgufFile() = default;
   absl::Status Parse(absl::string_view bytes,
                      std::shared_ptr<const void> owner);
-  void DecodeRows(size_t index, int64_t first_row, int64_t num_rows,
-                  float* out) const override;
+  void CopyRows(size_t index, int64_t first_row, int64_t num_rows,
+                uint8_t* out) const override;
 
   std::shared_ptr<const GgufMetadata> metadata_;
   std::vector<Placement> placements_;  // parallel to tensors()

@@ -373,13 +373,12 @@ absl::Status SafetensorsFiles::OpenShards(const std::string& folder,
   return absl::OkStatus();
 }
 
-void SafetensorsFiles::DecodeRows(size_t index, int64_t first_row,
-                                  int64_t num_rows, float* out) const {
+void SafetensorsFiles::CopyRows(size_t index, int64_t first_row,
+                                int64_t num_rows, uint8_t* out) const {
   const TensorInfo& info = tensors()[index];
   const int64_t columns = info.shape.empty() ? 1 : info.shape.back();
-  DecodeBlocks(info.type,
-               data_[index] + first_row * columns * LayoutOf(info.type).bytes,
-               num_rows * columns, out);
+  const int64_t row_bytes = columns * LayoutOf(info.type).bytes;
+  std::memcpy(out, data_[index] + first_row * row_bytes, num_rows * row_bytes);
 }
 
 }  // namespace kvmix

@@ -39,8 +39,8 @@ class SafetensorsFiles final : public WeightSource {
   SafetensorsFiles() = default;
   absl::Status OpenShards(const std::string& folder,
                           const std::string& index_path);
-  void DecodeRows(size_t index, int64_t first_row, int64_t num_rows,
-                  float* out) const override;
+  void CopyRows(size_t index, int64_t first_row, int64_t num_rows,
+                uint8_t* out) const override;
 
   std::vector<const uint8_t*> data_;  // parallel to tensors()
   std::vector<std::shared_ptr<const void>> owners_;

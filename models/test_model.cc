@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "attention/test_policies.h"
 #include "kvmix/base/random.h"
@@ -45,12 +46,12 @@ RandomWeights::RandomWeights(const ModelConfig& config, uint64_t seed) {
   }
 }
 
-void RandomWeights::DecodeRows(size_t index, int64_t first_row,
-                               int64_t num_rows, float* out) const {
+void RandomWeights::CopyRows(size_t index, int64_t first_row, int64_t num_rows,
+                             uint8_t* out) const {
   const TensorInfo& info = tensors()[index];
   const int64_t width = info.shape.back();
-  std::copy_n(data_.at(info.name).begin() + first_row * width, num_rows * width,
-              out);
+  std::memcpy(out, data_.at(info.name).data() + first_row * width,
+              num_rows * width * sizeof(float));
 }
 
 std::unique_ptr<Transformer> Load(const ModelConfig& config,

@@ -24,8 +24,8 @@ class RandomWeights final : public WeightSource {
   }
 
  private:
-  void DecodeRows(size_t index, int64_t first_row, int64_t num_rows,
-                  float* out) const override;
+  void CopyRows(size_t index, int64_t first_row, int64_t num_rows,
+                uint8_t* out) const override;
   std::map<std::string, std::vector<float>> data_;
 };
 

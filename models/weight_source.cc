@@ -1,9 +1,9 @@
 #include "models/weight_source.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <limits>
+#include <mutex>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -14,7 +14,11 @@
 namespace kvmix {
 namespace {
 
-constexpr int64_t kElementsPerTask = int64_t{1} << 16;
+// A run of rows is shown at a time; runs begin at multiples of kRunAlignment
+// rows. A mapped file's pages are dropped every few runs.
+constexpr int64_t kElementsPerRun = int64_t{1} << 16;
+constexpr int64_t kRunAlignment = 32;
+constexpr int64_t kRunsBetweenDrops = 16;
 constexpr int64_t kAllFinite = std::numeric_limits<int64_t>::max();
 
 // How alike two names are: the length of what they begin and end with in
@@ -48,18 +52,30 @@ std::string NearestNames(absl::string_view name,
   });
 }
 
-// Index of the first NaN or infinity, or kAllFinite.
-int64_t FirstNonFinite(const float* x, int64_t n) {
-  for (int64_t i = 0; i < n; ++i)
-    if (!std::isfinite(x[i])) return i;
-  return kAllFinite;
-}
-
-void LowerTo(std::atomic<int64_t>& minimum, int64_t value) {
-  int64_t seen = minimum.load();
-  while (value < seen && !minimum.compare_exchange_weak(seen, value)) {
+// The first NaN or infinity of a tensor whose parts are checked by several
+// threads.
+class FirstBad {
+ public:
+  // `values` begin at flat index `offset`.
+  void Check(const std::vector<float>& values, int64_t offset) {
+    const auto found = std::find_if_not(
+        values.begin(), values.end(), [](float x) { return std::isfinite(x); });
+    if (found == values.end()) return;
+    std::lock_guard lock(mutex_);
+    const int64_t index = offset + (found - values.begin());
+    if (index >= index_) return;
+    index_ = index;
+    value_ = *found;
   }
-}
+  // After all checks.
+  int64_t index() const { return index_; }
+  float value() const { return value_; }
+
+ private:
+  std::mutex mutex_;
+  int64_t index_ = kAllFinite;
+  float value_ = 0;
+};
 
 // Position of a flat index in a row-major shape: "[3, 17]".
 std::string PositionText(int64_t flat, const std::vector<int64_t>& shape) {
@@ -106,9 +122,10 @@ absl::StatusOr<const TensorInfo*> WeightSource::Find(
                                           ": ", NearestNames(name, tensors_)));
 }
 
-absl::Status WeightSource::ReadFloat(absl::string_view name,
-                                     const std::vector<int64_t>& expected_shape,
-                                     float* out, ThreadPool* pool) const {
+absl::Status WeightSource::ReadRows(absl::string_view name,
+                                    const std::vector<int64_t>& expected_shape,
+                                    ThreadPool* pool,
+                                    RowsConsumer consume) const {
   KVMIX_ASSIGN_OR_RETURN(const TensorInfo* const info, Find(name));
   if (info->shape != expected_shape)
     return absl::InvalidArgumentError(absl::StrCat(
@@ -118,31 +135,48 @@ absl::Status WeightSource::ReadFloat(absl::string_view name,
   if (count == 0) return absl::OkStatus();
 
   const auto index = static_cast<size_t>(info - tensors_.data());
+  const BlockLayout& layout = LayoutOf(info->type);
   const int64_t columns = info->shape.empty() ? 1 : info->shape.back();
+  const int64_t row_bytes = columns / layout.elements * layout.bytes;
   const int64_t rows = count / columns;
-  const int64_t rows_per_task =
-      std::max<int64_t>(1, kElementsPerTask / columns);
-  const int64_t num_tasks = (rows + rows_per_task - 1) / rows_per_task;
-  std::atomic<int64_t> first_bad{kAllFinite};
-  const auto decode = [&](int64_t task, int) {
-    const int64_t first = task * rows_per_task;
-    const int64_t num_rows = std::min(rows_per_task, rows - first);
-    float* const target = out + first * columns;
-    DecodeRows(index, first, num_rows, target);
-    const int64_t bad = FirstNonFinite(target, num_rows * columns);
-    if (bad != kAllFinite) LowerTo(first_bad, first * columns + bad);
+  const int64_t rows_per_run =
+      std::max<int64_t>(1, kElementsPerRun / columns / kRunAlignment) *
+      kRunAlignment;
+  const int64_t num_runs = (rows + rows_per_run - 1) / rows_per_run;
+  FirstBad bad;
+  const auto read = [&](int64_t run) {
+    const int64_t first = run * rows_per_run;
+    const int64_t num_rows = std::min(rows_per_run, rows - first);
+    std::vector<uint8_t> stored(num_rows * row_bytes);
+    std::vector<float> values(num_rows * columns);
+    CopyRows(index, first, num_rows, stored.data());
+    DecodeBlocks(info->type, stored.data(), num_rows * columns, values.data());
+    bad.Check(values, first * columns);
+    consume({first, num_rows, stored.data(), values.data()});
   };
-  if (pool != nullptr) {
-    pool->ParallelFor(num_tasks, decode);
-  } else {
-    for (int64_t task = 0; task < num_tasks; ++task) decode(task, 0);
+  for (int64_t run = 0; run < num_runs; run += kRunsBetweenDrops) {
+    const int64_t tasks = std::min(kRunsBetweenDrops, num_runs - run);
+    if (pool != nullptr) {
+      pool->ParallelFor(tasks, [&](int64_t i, int) { read(run + i); });
+    } else {
+      for (int64_t i = 0; i < tasks; ++i) read(run + i);
+    }
+    for (const auto& file : mapped_files_) file->DropPages();
   }
-  for (const auto& file : mapped_files_) file->DropPages();
-  if (first_bad == kAllFinite) return absl::OkStatus();
+  if (bad.index() == kAllFinite) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat(
-      "tensor ", Quote(name), " has the weight ", out[first_bad], " at ",
-      PositionText(first_bad, info->shape),
+      "tensor ", Quote(name), " has the weight ", bad.value(), " at ",
+      PositionText(bad.index(), info->shape),
       " but weights must be finite; the file is damaged, fetch it again"));
+}
+
+absl::Status WeightSource::ReadFloat(absl::string_view name,
+                                     const std::vector<int64_t>& expected_shape,
+                                     float* out, ThreadPool* pool) const {
+  const int64_t columns = expected_shape.empty() ? 1 : expected_shape.back();
+  return ReadRows(name, expected_shape, pool, [&](const Rows& rows) {
+    std::copy_n(rows.values, rows.count * columns, out + rows.first * columns);
+  });
 }
 
 }  // namespace kvmix

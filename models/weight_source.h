@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -46,9 +47,26 @@ class WeightSource {
   // lives as long as the source.
   absl::StatusOr<const TensorInfo*> Find(absl::string_view name) const;
 
-  // Writes the tensor to `out` as float. Refused: a missing name, a shape other
-  // than `expected_shape`, a NaN or infinite weight (named with its index).
-  // With a pool, rows are converted in parallel; the result is the same.
+  // Rows [first, first + count) of a tensor seen as [product of leading
+  // dimensions, last dimension].
+  struct Rows {
+    int64_t first;
+    int64_t count;
+    const uint8_t* stored;  // blocks of the tensor's type, row after row
+    const float* values;    // the same, decoded
+  };
+  using RowsConsumer = absl::FunctionRef<void(const Rows&)>;
+
+  // Shows every row once, in runs of about 256 KiB of floats that begin at
+  // multiples of 32 rows. With a pool, runs are shown by several threads at a
+  // time. Refused: a missing name, a shape other than `expected_shape`, a NaN
+  // or infinite weight (named with its index; rows may have been shown by
+  // then). Memory: one run a thread, and of a mapped file a few MiB.
+  absl::Status ReadRows(absl::string_view name,
+                        const std::vector<int64_t>& expected_shape,
+                        ThreadPool* pool, RowsConsumer consume) const;
+
+  // The same into `out`, as float.
   absl::Status ReadFloat(absl::string_view name,
                          const std::vector<int64_t>& expected_shape, float* out,
                          ThreadPool* pool = nullptr) const;
@@ -60,17 +78,17 @@ class WeightSource {
   // name given twice is an error.
   absl::Status AddTensor(TensorInfo info);
 
-  // Tensors lie in this mapped file. Its pages are dropped after each
-  // ReadFloat, so that a model that has been read is not in memory twice.
+  // Tensors lie in this mapped file. Its pages are dropped as they have been
+  // read, so that a model is not in memory twice.
   void AddMappedFile(std::shared_ptr<const MappedFile> file) {
     mapped_files_.push_back(std::move(file));
   }
 
  private:
-  // Converts rows [first_row, first_row + num_rows) of tensors()[index], seen
-  // as [product of leading dimensions, last dimension].
-  virtual void DecodeRows(size_t index, int64_t first_row, int64_t num_rows,
-                          float* out) const = 0;
+  // Copies rows [first_row, first_row + num_rows) of tensors()[index], seen as
+  // [product of leading dimensions, last dimension], as they are stored.
+  virtual void CopyRows(size_t index, int64_t first_row, int64_t num_rows,
+                        uint8_t* out) const = 0;
 
   std::vector<TensorInfo> tensors_;
   std::vector<std::shared_ptr<const MappedFile>> mapped_files_;

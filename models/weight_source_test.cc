@@ -1,6 +1,8 @@
 #include "models/weight_source.h"
 
+#include <atomic>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <utility>
 #include <vector>
@@ -24,12 +26,12 @@ class MemorySource final : public WeightSource {
   }
 
  private:
-  void DecodeRows(size_t index, int64_t first_row, int64_t num_rows,
-                  float* out) const override {
+  void CopyRows(size_t index, int64_t first_row, int64_t num_rows,
+                uint8_t* out) const override {
     const std::vector<int64_t>& shape = tensors()[index].shape;
     const int64_t columns = shape.empty() ? 1 : shape.back();
-    for (int64_t i = 0; i < num_rows * columns; ++i)
-      out[i] = values_[index][first_row * columns + i];
+    std::memcpy(out, values_[index].data() + first_row * columns,
+                num_rows * columns * sizeof(float));
   }
   std::vector<std::vector<float>> values_;
 };
@@ -102,6 +104,28 @@ TEST(WeightSourceTest, ThreadsDoNotChangeTheResult) {
   ThreadPool pool(4);
   ASSERT_OK(source.ReadFloat("w", {777, 301}, out.data(), &pool));
   EXPECT_EQ(out, values);
+}
+
+// Stored bytes and floats of every row, once, in runs that begin at multiples
+// of 32.
+TEST(WeightSourceTest, EveryRowIsShownOnceAsStoredAndDecoded) {
+  MemorySource source;
+  std::vector<float> values(1000 * 301);
+  for (size_t i = 0; i < values.size(); ++i)
+    values[i] = static_cast<float>(i) * 0.25f;
+  ASSERT_OK(source.Add("w", {1000, 301}, values));
+  std::vector<std::atomic<int>> shown(1000);
+  ThreadPool pool(4);
+  ASSERT_OK(source.ReadRows(
+      "w", {1000, 301}, &pool, [&](const WeightSource::Rows& rows) {
+        EXPECT_EQ(rows.first % 32, 0);
+        EXPECT_EQ(std::memcmp(rows.stored, rows.values,
+                              rows.count * 301 * sizeof(float)),
+                  0);
+        EXPECT_EQ(rows.values[0], values[rows.first * 301]);
+        for (int64_t r = 0; r < rows.count; ++r) ++shown[rows.first + r];
+      }));
+  for (const std::atomic<int>& times : shown) EXPECT_EQ(times, 1);
 }
 
 TEST(WeightSourceTest, ScalarHasOneElement) {

@@ -2,62 +2,117 @@
 
 #include <algorithm>
 
-namespace kvmix {
+#include "kvmix/base/check.h"
 
-ThreadPool::ThreadPool(int num_threads) {
-  if (num_threads <= 0)
-    num_threads =
-        static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+namespace kvmix {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+int HardwareThreads() {
+  return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+}
+
+// Lets the other hardware thread of the core, and memory, have a moment.
+inline void Pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+constexpr uint64_t kLoop = uint64_t{1} << 32;
+
+}  // namespace
+
+template <class Ready>
+void ThreadPool::Bed::WaitFor(std::chrono::microseconds spin,
+                              const Ready& ready) {
+  constexpr int kPausesBetweenLooksAtTheClock = 32;
+  if (spin.count() > 0) {
+    const Clock::time_point end = Clock::now() + spin;
+    do {
+      for (int i = 0; i < kPausesBetweenLooksAtTheClock; ++i) {
+        if (ready()) return;
+        Pause();
+      }
+    } while (Clock::now() < end);
+  }
+  std::unique_lock lock(mutex_);
+  // Announced before the last look: who changes something after that look sees
+  // a sleeper.
+  sleepers_.fetch_add(1);
+  wake_.wait(lock, ready);
+  sleepers_.fetch_sub(1);
+}
+
+void ThreadPool::Bed::Wake() {
+  if (sleepers_.load() == 0) return;
+  { std::lock_guard lock(mutex_); }
+  wake_.notify_all();
+}
+
+ThreadPool::ThreadPool(int num_threads)
+    : spin_(num_threads > HardwareThreads() ? std::chrono::microseconds{0}
+                                            : kSpinTime) {
+  if (num_threads <= 0) num_threads = HardwareThreads();
   for (int i = 1; i < num_threads; ++i)
     workers_.emplace_back([this, i] { WorkerLoop(i); });
 }
 
 ThreadPool::~ThreadPool() {
-  {
-    std::lock_guard lock(mutex_);
-    stop_ = true;
-  }
-  start_.notify_all();
+  stop_ = true;
+  workers_bed_.Wake();
   for (std::thread& worker : workers_) worker.join();
 }
 
-void ThreadPool::ParallelFor(int64_t num_tasks,
-                             const std::function<void(int64_t, int)>& body) {
+void ThreadPool::ParallelFor(int64_t num_tasks, Body body) {
   if (workers_.empty() || num_tasks <= 1) {
     for (int64_t i = 0; i < num_tasks; ++i) body(i, 0);
     return;
   }
-  {
-    std::lock_guard lock(mutex_);
-    body_ = &body;
-    num_tasks_ = num_tasks;
-    next_.store(0, std::memory_order_relaxed);
-    running_ = static_cast<int>(workers_.size());
-    ++generation_;
-  }
-  start_.notify_all();
+  KVMIX_CHECK(num_tasks < static_cast<int64_t>(kLoop / 2));
+  // Closed first: a thread that still holds the last loop's ticket and sees the
+  // new num_tasks must not take it.
+  const uint64_t last_loop = ticket_.load() / kLoop;
+  ticket_.store(last_loop * kLoop + (kLoop - 1));
+  body_.store(&body);
+  num_tasks_.store(num_tasks);
+  num_done_.store(0);
+  ticket_.store((last_loop + 1) * kLoop);
+  workers_bed_.Wake();
   RunTasks(0);
-  std::unique_lock lock(mutex_);
-  done_.wait(lock, [this] { return running_ == 0; });
+  caller_bed_.WaitFor(spin_, [&] { return num_done_.load() == num_tasks; });
 }
 
 void ThreadPool::RunTasks(int thread) {
-  for (int64_t i = next_.fetch_add(1); i < num_tasks_; i = next_.fetch_add(1))
-    (*body_)(i, thread);
+  int64_t count = 0;
+  uint64_t ticket = ticket_.load();
+  for (;;) {
+    const auto task = static_cast<int64_t>(ticket % kLoop);
+    const Body* const body = body_.load();
+    if (task >= num_tasks_.load()) break;
+    // Succeeds only if the ticket is still the same: then the loop has an
+    // unfinished task, so that body and num_tasks are its own.
+    if (!ticket_.compare_exchange_weak(ticket, ticket + 1)) continue;
+    (*body)(task, thread);
+    ++count;
+    ticket = ticket_.load();
+  }
+  if (count == 0) return;
+  const int64_t done = num_done_.fetch_add(count) + count;
+  if (done == num_tasks_.load()) caller_bed_.Wake();
 }
 
 void ThreadPool::WorkerLoop(int thread) {
   uint64_t seen = 0;
   for (;;) {
-    {
-      std::unique_lock lock(mutex_);
-      start_.wait(lock, [&] { return stop_ || generation_ != seen; });
-      if (stop_) return;
-      seen = generation_;
-    }
+    workers_bed_.WaitFor(
+        spin_, [&] { return stop_ || ticket_.load() / kLoop != seen; });
+    if (stop_) return;
+    seen = ticket_.load() / kLoop;
     RunTasks(thread);
-    std::lock_guard lock(mutex_);
-    if (--running_ == 0) done_.notify_one();
   }
 }
 

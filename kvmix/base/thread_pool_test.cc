@@ -3,6 +3,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <ctime>
 #include <thread>
 #include <vector>
 
@@ -60,6 +61,50 @@ TEST_P(ThreadPoolTest, LoopsFollowEachOther) {
     pool.ParallelFor(64, [&](int64_t i, int) { x[i] += i; });
   }
   for (int64_t i = 0; i < 64; ++i) ASSERT_EQ(x[i], 3000 * i);
+}
+
+// Loops of another length each: a thread that comes late to one must not take
+// a task of the next with the last one's body or length.
+TEST_P(ThreadPoolTest, LateThreadsTakePartInTheRightLoop) {
+  ThreadPool pool(GetParam());
+  for (int round = 0; round < 20000; ++round) {
+    const int64_t n = 2 + round * 7 % 23;
+    std::atomic<int64_t> sum = 0;
+    std::atomic<bool> outside = false;
+    pool.ParallelFor(n, [&](int64_t task, int) {
+      if (task >= n) outside = true;
+      sum += task + 1;
+    });
+    ASSERT_FALSE(outside);
+    ASSERT_EQ(sum, n * (n + 1) / 2) << round;
+  }
+}
+
+// Threads that slept because nothing came take part again.
+TEST_P(ThreadPoolTest, SleepersWakeUp) {
+  ThreadPool pool(GetParam());
+  for (int round = 0; round < 3; ++round) {
+    std::this_thread::sleep_for(20 * ThreadPool::kSpinTime);
+    std::atomic<int> arrived = 0;
+    // No task ends before every thread has one.
+    pool.ParallelFor(GetParam(), [&](int64_t, int) {
+      ++arrived;
+      while (arrived < GetParam()) std::this_thread::yield();
+    });
+    EXPECT_EQ(arrived, GetParam());
+  }
+}
+
+// Waiting threads must not eat the processor for longer than they may spin.
+TEST_P(ThreadPoolTest, IdleThreadsSleep) {
+  ThreadPool pool(GetParam());
+  pool.ParallelFor(GetParam(), [](int64_t, int) {});
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  const std::clock_t before = std::clock();  // of all threads
+  std::this_thread::sleep_for(std::chrono::milliseconds(200));
+  const double seconds =
+      static_cast<double>(std::clock() - before) / CLOCKS_PER_SEC;
+  EXPECT_LT(seconds, 0.1);  // one spinning thread would take 0.2
 }
 
 INSTANTIATE_TEST_SUITE_P(Threads, ThreadPoolTest, ::testing::Values(1, 2, 3, 8),

@@ -10,6 +10,8 @@ absl::Span<const Command> Commands() {
        PlanCommand},
       {"generate", "continue a prompt, full precision beside a method",
        GenerateCommand},
+      {"bench", "measure speed and memory of caches stored in several ways",
+       BenchCommand},
       {"tokenize", "print the token ids of a text", TokenizeCommand},
       {"logits", "write the logits of a text as a .npy file", LogitsCommand},
       {"inspect", "print a model's shape, tensors and cache sizes",

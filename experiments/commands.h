@@ -29,6 +29,8 @@ absl::Status TokenizeCommand(absl::Span<const std::string> args,
                              const std::atomic<bool>& stop);
 absl::Status LogitsCommand(absl::Span<const std::string> args,
                            const std::atomic<bool>& stop);
+absl::Status BenchCommand(absl::Span<const std::string> args,
+                          const std::atomic<bool>& stop);
 absl::Status InspectCommand(absl::Span<const std::string> args,
                             const std::atomic<bool>& stop);
 absl::Status ListCommand(absl::Span<const std::string> args,

@@ -21,6 +21,27 @@
 namespace kvmix {
 namespace {
 
+// Every other number is refused: a textproto may give an enum as a number.
+absl::Status ValidateEnum(bool is_valid, int value, const char* field) {
+  if (is_valid) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(field, " is ", value, ", which has no meaning"));
+}
+
+absl::Status ValidateModel(const ModelSource& model) {
+  if (model.path().empty()) {
+    return absl::InvalidArgumentError(
+        "model.path is empty; give a Hugging Face folder, a .gguf file, "
+        "\"embedded\" or \"smollm2\"");
+  }
+  KVMIX_RETURN_IF_ERROR(
+      ValidateEnum(ModelSource::Compute_IsValid(model.compute()),
+                   model.compute(), "model.compute"));
+  return ValidateEnum(
+      ModelSource::Arithmetic_IsValid(model.attention_arithmetic()),
+      model.attention_arithmetic(), "model.attention_arithmetic");
+}
+
 // A name becomes a part of a path.
 absl::Status ValidateName(const std::string& name, const std::string& field) {
   const bool plain = name.find_first_not_of(
@@ -90,11 +111,9 @@ absl::Status ResolveDatasets(ExperimentConfig& config) {
 }
 
 absl::Status ResolveEvaluation(Evaluation& evaluation) {
-  if (!Evaluation::Mode_IsValid(evaluation.mode())) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("evaluation.mode is ", static_cast<int>(evaluation.mode()),
-                     ", which is no mode"));
-  }
+  KVMIX_RETURN_IF_ERROR(
+      ValidateEnum(Evaluation::Mode_IsValid(evaluation.mode()),
+                   evaluation.mode(), "evaluation.mode"));
   if (evaluation.mode() != Evaluation::CHUNKED) {
     evaluation.clear_chunk_tokens();
   } else if (evaluation.chunk_tokens() == 0) {
@@ -217,11 +236,7 @@ absl::StatusOr<ExperimentConfig> LoadConfig(
 
 absl::Status ResolveConfig(ExperimentConfig& config) {
   KVMIX_RETURN_IF_ERROR(ValidateName(config.name(), "name"));
-  if (config.model().path().empty()) {
-    return absl::InvalidArgumentError(
-        "model.path is empty; give a Hugging Face folder, a .gguf file, "
-        "\"embedded\" or \"smollm2\"");
-  }
+  KVMIX_RETURN_IF_ERROR(ValidateModel(config.model()));
   KVMIX_RETURN_IF_ERROR(
       ValidateIsInRange(config.threads(), 0, 1024, "threads"));
   if (config.output().empty()) config.set_output("out");

@@ -120,6 +120,18 @@ TEST(ConfigTest, ErrorsNameTheField) {
               StatusIs(kInvalid, HasSubstr("dataset[0].max_tokens is -1")));
   EXPECT_THAT(LoadWith({"evaluation.chunk_tokens=-5"}),
               StatusIs(kInvalid, HasSubstr("evaluation.chunk_tokens is -5")));
+  // A number that is none of the enum's never comes through --set, but may
+  // stand in a file.
+  ExperimentConfig config;
+  ASSERT_OK(ParseTextProto(kConfig, "test", config));
+  config.mutable_model()->set_compute(static_cast<ModelSource::Compute>(99));
+  EXPECT_THAT(ResolveConfig(config),
+              StatusIs(kInvalid, HasSubstr("model.compute is 99")));
+  config.mutable_model()->clear_compute();
+  config.mutable_model()->set_attention_arithmetic(
+      static_cast<ModelSource::Arithmetic>(7));
+  EXPECT_THAT(ResolveConfig(config),
+              StatusIs(kInvalid, HasSubstr("model.attention_arithmetic is 7")));
   EXPECT_THAT(LoadWith({"profile.num_prompts=-1"}),
               StatusIs(kInvalid, HasSubstr("profile.num_prompts is -1")));
   EXPECT_THAT(LoadWith({"speed.rounds=-1"}),

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "experiments/metrics.h"
 #include "kvmix/base/check.h"
+#include "kvmix/base/registry.h"
 #include "kvmix/base/status_macros.h"
 
 namespace kvmix {
@@ -126,6 +127,24 @@ Ledger LedgerRecord(const KvCache& cache, int64_t num_tokens) {
 }
 
 }  // namespace
+
+absl::StatusOr<RunnableMethod> FullPrecision(const CacheShape& shape) {
+  Component recency, eviction;
+  recency.set_name("none");
+  eviction.set_name("keep_all");
+  RunnableMethod method;
+  method.name = "full precision";
+  KVMIX_ASSIGN_OR_RETURN(method.recency, Registry<RecencyPolicy>::Get().Make(
+                                             recency, "recency_policy"));
+  KVMIX_ASSIGN_OR_RETURN(method.eviction, Registry<EvictionPolicy>::Get().Make(
+                                              eviction, "eviction_policy"));
+  for (int i = 0; i < shape.num_layers; ++i) {
+    LayerPlan& layer = *method.plan.add_layer();
+    layer.mutable_key()->set_bits(16);
+    layer.mutable_value()->set_bits(16);
+  }
+  return method;
+}
 
 absl::StatusOr<std::unique_ptr<KvCache>> MakeCache(
     const Transformer& model, const RunnableMethod& method) {

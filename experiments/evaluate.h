@@ -32,6 +32,9 @@ struct RunnableMethod {
   std::shared_ptr<const EvictionPolicy> eviction;
 };
 
+// Half precision for every layer: what all else is compared with.
+absl::StatusOr<RunnableMethod> FullPrecision(const CacheShape& shape);
+
 absl::StatusOr<std::unique_ptr<KvCache>> MakeCache(
     const Transformer& model, const RunnableMethod& method);
 

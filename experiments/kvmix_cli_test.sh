@@ -24,7 +24,7 @@ expect() {
 expect 0 "usage: kvmix COMMAND" --help
 expect 2 "usage: kvmix COMMAND"
 expect 2 'there is no command "fly"' fly
-for command in run profile plan generate tokenize logits inspect list; do
+for command in run profile plan generate bench tokenize logits inspect list; do
   expect 0 "usage: kvmix $command" "$command" --help
   expect 2 "unknown flag --nope" "$command" --nope
 done
@@ -44,6 +44,10 @@ expect 2 "kinds: importance_estimator" list animals
 expect 0 "12 layers" inspect --model=embedded
 expect 0 "model.layers.3.self_attn.q_proj.weight" inspect --model=embedded --tensors
 expect 1 "no/model does not exist" inspect --model=no/model
+profile=(profile --set profile.num_prompts=1 --set profile.prompt_tokens=16 --set output="$work/out")
+expect 0 "forward passes alone" "${profile[@]}"
+expect 0 "read from disk" "${profile[@]}"
+expect 0 "none was needed" "${profile[@]}" --estimator=random
 expect 0 "KIVI-2bit-r64: K 2 bits nominal, 3 effective" plan --method=KIVI-2bit-r64
 expect 0 "packed part" plan --method=KIVI-2bit-r64 --output_file="$work/plan.textproto"
 expect 0 "the cache is" generate --prompt="Tom the baker" --max_tokens=5 \
@@ -51,6 +55,21 @@ expect 0 "the cache is" generate --prompt="Tom the baker" --max_tokens=5 \
 expect 1 "do not fit" generate --prompt="Tom" --max_tokens=5000 \
   --plan="$work/plan.textproto"
 expect 1 'no method "best"' generate --prompt="Tom" --method=best
+
+small=(--model=embedded --prompt=4 --generate=2 --repeat=1 --depth=0,40)
+expect 0 "| kvmix-2bit |    40 |" bench "${small[@]}" --kv=fp16,kvmix-2bit --batch=1,2
+expect 0 "| 2bit_g32 |" bench "${small[@]}" --kv=2bit_g32 --arithmetic=int8
+expect 0 "profile / forward" bench --model=embedded --profile=gradient_norm \
+  --profile-prompts=1 --profile-tokens=8
+expect 2 "one of float, int8" bench "${small[@]}" --arithmetic=int4
+expect 2 "one of md, csv, json" bench "${small[@]}" --output=xml
+expect 2 "numbers with commas between" bench "${small[@]}" --batch=a
+expect 1 "no way to store a cache" bench "${small[@]}" --kv=fp17
+expect 1 "no random model of shape" bench --shape=7m
+expect 1 "one of --shape" bench
+"$kvmix" bench "${small[@]}" --kv=fp16 --output=csv 2> /dev/null > "$work/bench.csv" || fail "bench --output=csv"
+[[ $(wc -l < "$work/bench.csv") -eq 3 ]] || fail "bench --output=csv has other lines than a header and two rows"
+"$kvmix" bench "${small[@]}" --kv=fp16 --output=json 2> /dev/null | grep -q '"kv": "fp16"' || fail "bench --output=json"
 
 printf 'Tom found 7 l\303\244mps .\n' > "$work/text"
 "$kvmix" tokenize --text-file="$work/text" > "$work/ids" || fail tokenize

@@ -88,6 +88,16 @@ bool IsModelFile(const fs::path& path) {
 
 }  // namespace
 
+RuntimeOptions RuntimeOptionsOf(const ModelSource& source, int threads) {
+  return {.num_threads = threads,
+          .compute = source.compute() == ModelSource::BFLOAT16
+                         ? ComputeType::kBFloat16
+                         : ComputeType::kFloat32,
+          .attention = source.attention_arithmetic() == ModelSource::INT8
+                           ? AttentionArithmetic::kInt8
+                           : AttentionArithmetic::kFloat};
+}
+
 absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, int threads) {
   LoadedModel model;
   KVMIX_ASSIGN_OR_RETURN(model.path, ResolveModelPath(source.path()));
@@ -98,14 +108,9 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, int threads) {
         model.path, ": the tokenizer has ", model.tokenizer->vocab_size(),
         " tokens but the model only ", files.config.vocab_size));
   }
-  const RuntimeOptions options = {
-      .num_threads = threads,
-      .compute = source.compute() == ModelSource::BFLOAT16
-                     ? ComputeType::kBFloat16
-                     : ComputeType::kFloat32};
-  KVMIX_ASSIGN_OR_RETURN(
-      model.transformer,
-      Transformer::Load(files.config, *files.weights, options));
+  KVMIX_ASSIGN_OR_RETURN(model.transformer,
+                         Transformer::Load(files.config, *files.weights,
+                                           RuntimeOptionsOf(source, threads)));
   KVMIX_ASSIGN_OR_RETURN(model.fingerprint, FingerprintModel(model.path));
   return model;
 }

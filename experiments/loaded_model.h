@@ -20,7 +20,10 @@ struct LoadedModel {
   int64_t max_position() const { return transformer->config().max_position; }
 };
 
-// threads: 0, one for each core.
+// How the runtime computes what `source` asks for; threads: 0, one for each
+// core.
+RuntimeOptions RuntimeOptionsOf(const ModelSource& source, int threads);
+
 absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, int threads);
 
 // The tokenizer alone, without reading weights. `path` as in ModelSource.

@@ -6,6 +6,7 @@
 #include "experiments/loaded_model.h"
 #include "experiments/npy.h"
 #include "experiments/paths.h"
+#include "experiments/runtime_flags.h"
 #include "experiments/stages.h"
 #include "experiments/token_file.h"
 #include "kvmix/base/file.h"
@@ -73,8 +74,8 @@ absl::Status LogitsCommand(absl::Span<const std::string> args,
       "vocabulary], as NumPy's\n.npy, so that they can be compared with those "
       "of another framework. Keys and values\nare cached in half precision, "
       "unless --exact. BOS comes first where the model's file\nsays so.");
-  std::string path = "embedded", text_file, ids_file, output,
-              compute = "FLOAT32";
+  std::string path = "embedded", text_file, ids_file, output;
+  ComputeFlag compute;
   int64_t max_tokens = 0;
   int threads = 0;
   bool exact = false;
@@ -88,7 +89,7 @@ absl::Status LogitsCommand(absl::Span<const std::string> args,
   command_line.Flag("max_tokens", &max_tokens, "stop after so many; 0: all");
   command_line.Flag("exact", &exact,
                     "keys and values in float, without a cache, in one pass");
-  command_line.Flag("compute", &compute, "FLOAT32 or BFLOAT16");
+  compute.AddTo(command_line);
   command_line.Flag("threads", &threads, "0: one for each core");
   KVMIX_ASSIGN_OR_RETURN(const std::vector<std::string> arguments,
                          command_line.Parse(args));
@@ -104,11 +105,8 @@ absl::Status LogitsCommand(absl::Span<const std::string> args,
   }
   ModelSource source;
   source.set_path(path);
-  ModelSource::Compute type;
-  if (!ModelSource::Compute_Parse(compute, &type))
-    return UsageError("--compute is FLOAT32 or BFLOAT16");
+  KVMIX_RETURN_IF_ERROR(compute.Apply(source));
   if (max_tokens < 0) return UsageError("--max_tokens is a count");
-  source.set_compute(type);
   KVMIX_ASSIGN_OR_RETURN(LoadedModel model, LoadModel(source, threads));
   KVMIX_ASSIGN_OR_RETURN(std::vector<int32_t> tokens,
                          ReadTokens(*model.tokenizer, text_file, ids_file));

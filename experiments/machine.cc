@@ -29,6 +29,14 @@ std::string LineAfter(const std::string& path, const std::string& key) {
   return "";
 }
 
+// A line of this process's status that gives kibibytes.
+int64_t StatusBytes(const char* key) {
+  const std::string line = LineAfter("/proc/self/status", key);
+  int64_t kibibytes = 0;
+  if (!absl::SimpleAtoi(line.substr(0, line.find(' ')), &kibibytes)) return 0;
+  return kibibytes * 1024;
+}
+
 std::string OrUnknown(std::string text) {
   return text.empty() ? "unknown" : text;
 }
@@ -72,11 +80,8 @@ std::string CheckoutCommit() {
   return "unknown";
 }
 
-int64_t PeakResidentBytes() {
-  const std::string line = LineAfter("/proc/self/status", "VmHWM:");
-  int64_t kibibytes = 0;
-  if (!absl::SimpleAtoi(line.substr(0, line.find(' ')), &kibibytes)) return 0;
-  return kibibytes * 1024;
-}
+int64_t ResidentBytes() { return StatusBytes("VmRSS:"); }
+
+int64_t PeakResidentBytes() { return StatusBytes("VmHWM:"); }
 
 }  // namespace kvmix

@@ -13,6 +13,8 @@ std::string InstructionSet();
 std::string CompilerName();
 // Of the checkout that `bazel run` was called in.
 std::string CheckoutCommit();
+// Memory that is resident now (VmRSS); 0 if it cannot be told.
+int64_t ResidentBytes();
 // Most memory that was resident at once (VmHWM); 0 if it cannot be told.
 int64_t PeakResidentBytes();
 

@@ -13,6 +13,23 @@
 #include "kvmix/base/status_macros.h"
 
 namespace kvmix {
+namespace {
+
+std::string Summary(const StoredProfile& stored) {
+  const ImportanceProfile& profile = stored.profile();
+  const std::string made = absl::StrFormat(
+      "%s over %d prompts, %d tokens, mean loss %.4f nats; unit %s\n",
+      profile.estimator(), profile.num_prompts(), profile.num_tokens(),
+      stored.mean_loss(), ImportanceProfile::Unit_Name(profile.unit()));
+  if (stored.forward_seconds() == 0)
+    return made + "No prompt was run: read from disk, or none was needed.\n";
+  return made + absl::StrFormat(
+                    "profile %.2f s, forward passes alone %.2f s, ratio %.2f\n",
+                    stored.seconds(), stored.forward_seconds(),
+                    stored.seconds() / stored.forward_seconds());
+}
+
+}  // namespace
 
 absl::Status ProfileCommand(absl::Span<const std::string> args,
                             const std::atomic<bool>& stop) {
@@ -22,7 +39,8 @@ absl::Status ProfileCommand(absl::Span<const std::string> args,
       "prints how much\nthe keys and values of every layer matter. Profiles "
       "are "
       "kept in OUTPUT/profiles/ and\nused again by runs with the same model, "
-      "prompts and estimator.");
+      "prompts and estimator.\nWhat it took stands beside the time of forward "
+      "passes over the same prompts.");
   ConfigFlags flags;
   std::string estimator = "gradient_norm", file;
   flags.AddTo(command_line);
@@ -43,25 +61,23 @@ absl::Status ProfileCommand(absl::Span<const std::string> args,
   KVMIX_ASSIGN_OR_RETURN(LoadedModel model,
                          LoadModel(config.model(), config.threads()));
   const std::string folder = ResolvePath(config.output()) + "/profiles";
-  KVMIX_ASSIGN_OR_RETURN(const StoredProfile stored,
-                         Profile(
-                             model, config.importance_estimator(),
-                             [&] {
-                               return LoadPrompts(config, *model.tokenizer,
-                                                  model.max_position());
-                             },
-                             config.seed(), folder, &stop));
-  const ImportanceProfile& profile = stored.profile();
-  std::cout << ProfileTable(profile).Aligned() << "\n"
-            << absl::StrFormat(
-                   "%s over %d prompts, %d tokens, mean loss %.4f nats; unit "
-                   "%s; took %.1f s\n%s/%s.textproto\n",
-                   profile.estimator(), profile.num_prompts(),
-                   profile.num_tokens(), stored.mean_loss(),
-                   ImportanceProfile::Unit_Name(profile.unit()),
-                   stored.seconds(), folder, stored.key());
+  KVMIX_ASSIGN_OR_RETURN(
+      const StoredProfile stored,
+      Profile(model, {.estimator = config.importance_estimator(),
+                      .prompts =
+                          [&] {
+                            return LoadPrompts(config, *model.tokenizer,
+                                               model.max_position());
+                          },
+                      .seed = config.seed(),
+                      .folder = folder,
+                      .time_forward = true,
+                      .stop = &stop}));
+  std::cout << ProfileTable(stored.profile()).Aligned() << "\n"
+            << Summary(stored) << folder << "/" << stored.key()
+            << ".textproto\n";
   if (file.empty()) return absl::OkStatus();
-  return WriteTextProto(profile, ResolvePath(file));
+  return WriteTextProto(stored.profile(), ResolvePath(file));
 }
 
 }  // namespace kvmix

@@ -73,6 +73,7 @@ absl::Status WritePlans(const ExperimentConfig& config,
   for (const StoredProfile& profile : prepared.profiles) {
     StoredProfile untimed = profile;
     untimed.clear_seconds();
+    untimed.clear_forward_seconds();
     KVMIX_RETURN_IF_ERROR(WriteTextProto(
         untimed,
         absl::StrCat(folder, "/profile_", profile.key(), ".textproto")));
@@ -102,6 +103,8 @@ absl::StatusOr<RunRecord> StartRecord(const ExperimentConfig& config,
   shape.set_head_dim(model_config.head_dim);
   shape.set_weight_bytes(model.transformer->weight_bytes());
   shape.set_compute(ModelSource::Compute_Name(config.model().compute()));
+  shape.set_attention_arithmetic(
+      ModelSource::Arithmetic_Name(config.model().attention_arithmetic()));
   for (size_t m = 0; m < prepared.methods.size(); ++m) {
     const RunnableMethod& method = prepared.methods[m];
     MethodRecord& row = *record.add_method();
@@ -200,15 +203,17 @@ absl::StatusOr<PreparedMethods> PrepareMethods(const ExperimentConfig& config,
       const auto [at, is_new] =
           known.emplace(PrintTextProto(estimator), prepared.profiles.size());
       if (is_new) {
-        KVMIX_ASSIGN_OR_RETURN(StoredProfile profile,
-                               Profile(
-                                   model, estimator,
-                                   [&] {
-                                     return LoadPrompts(config,
-                                                        *model.tokenizer,
-                                                        model.max_position());
-                                   },
-                                   config.seed(), folder, stop));
+        KVMIX_ASSIGN_OR_RETURN(
+            StoredProfile profile,
+            Profile(model, {.estimator = estimator,
+                            .prompts =
+                                [&] {
+                                  return LoadPrompts(config, *model.tokenizer,
+                                                     model.max_position());
+                                },
+                            .seed = config.seed(),
+                            .folder = folder,
+                            .stop = stop}));
         prepared.profiles.push_back(std::move(profile));
       }
       scores = prepared.profiles[at->second].profile();

@@ -165,6 +165,17 @@ TEST_F(RunExperimentTest, APlanCanBeRunAsItIs) {
             PrintTextProto(result.record.method(1).dataset(0)));
 }
 
+TEST_F(RunExperimentTest, TheRecordNamesHowTheModelComputed) {
+  config_.mutable_model()->set_attention_arithmetic(ModelSource::INT8);
+  ASSERT_OK_AND_ASSIGN(const ExperimentResult result, RunExperiment(config_));
+  EXPECT_EQ(result.record.model().compute(), "FLOAT32");
+  EXPECT_EQ(result.record.model().attention_arithmetic(), "INT8");
+  ASSERT_OK_AND_ASSIGN(const std::string metrics,
+                       ReadFile(result.folder + "/metrics.json"));
+  const auto json = nlohmann::json::parse(metrics);
+  EXPECT_EQ(json["model"]["attention_arithmetic"], "INT8");
+}
+
 TEST_F(RunExperimentTest, TheFirstMethodMustBeFullPrecision) {
   config_.mutable_method()->SwapElements(0, 1);
   EXPECT_THAT(RunExperiment(config_),

@@ -1,12 +1,8 @@
 #include "experiments/speed.h"
 
-#include <algorithm>
-#include <memory>
-#include <utility>
-
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
-#include "absl/time/time.h"
+#include "experiments/spread.h"
+#include "experiments/timed_passes.h"
 #include "kvmix/base/progress_bar.h"
 #include "kvmix/base/status_macros.h"
 
@@ -18,55 +14,34 @@ struct Rates {
   std::vector<double> decode;
 };
 
-double SecondsSince(absl::Time start) {
-  return absl::ToDoubleSeconds(absl::Now() - start);
-}
-
 // One round of one method.
 absl::Status MeasureOnce(Transformer& model, const RunnableMethod& method,
                          const std::vector<int32_t>& prompt, int decode_tokens,
                          Rates& rates) {
-  KVMIX_ASSIGN_OR_RETURN(const std::unique_ptr<KvCache> cache,
-                         MakeCache(model, method));
-  int32_t next = 0;
-  const LogitsConsumer take_best = [&](int, int64_t, int64_t num_rows,
-                                       const float* logits) {
-    const int64_t vocab_size = model.config().vocab_size;
-    const float* row = logits + (num_rows - 1) * vocab_size;
-    next = static_cast<int32_t>(std::max_element(row, row + vocab_size) - row);
-    return absl::OkStatus();
-  };
-  absl::Time start = absl::Now();
-  const Chunk prefill = {prompt, cache.get(), WantLogits::kLast};
-  KVMIX_RETURN_IF_ERROR(model.Forward({&prefill, 1}, take_best));
-  rates.prefill.push_back(prompt.size() / SecondsSince(start));
-  start = absl::Now();
-  for (int i = 0; i < decode_tokens; ++i) {
-    const int32_t token = next;
-    const Chunk step = {{&token, 1}, cache.get(), WantLogits::kLast};
-    KVMIX_RETURN_IF_ERROR(model.Forward({&step, 1}, take_best));
-  }
-  rates.decode.push_back(decode_tokens / SecondsSince(start));
+  CacheBatch caches(1);
+  KVMIX_ASSIGN_OR_RETURN(caches[0], MakeCache(model, method));
+  std::vector<int32_t> next;
+  KVMIX_ASSIGN_OR_RETURN(const double prefill,
+                         TimePrefill(model, caches, prompt, next));
+  KVMIX_ASSIGN_OR_RETURN(const double decode,
+                         TimeDecode(model, caches, decode_tokens, next));
+  rates.prefill.push_back(prompt.size() / prefill);
+  rates.decode.push_back(decode_tokens / decode);
   return absl::OkStatus();
 }
 
-double Median(std::vector<double>& sorted) {
-  std::sort(sorted.begin(), sorted.end());
-  const size_t middle = sorted.size() / 2;
-  return sorted.size() % 2 == 1 ? sorted[middle]
-                                : (sorted[middle - 1] + sorted[middle]) / 2;
-}
-
-MethodSpeed Summarize(const std::string& method, Rates& rates) {
+MethodSpeed Summarize(const std::string& method, const Rates& rates) {
+  const Spread prefill = SpreadOf(rates.prefill);
+  const Spread decode = SpreadOf(rates.decode);
   MethodSpeed speed;
   speed.set_method(method);
   speed.set_rounds(static_cast<int>(rates.prefill.size()));
-  speed.set_prefill(Median(rates.prefill));
-  speed.set_prefill_low(rates.prefill.front());
-  speed.set_prefill_high(rates.prefill.back());
-  speed.set_decode(Median(rates.decode));
-  speed.set_decode_low(rates.decode.front());
-  speed.set_decode_high(rates.decode.back());
+  speed.set_prefill(prefill.median);
+  speed.set_prefill_low(prefill.low);
+  speed.set_prefill_high(prefill.high);
+  speed.set_decode(decode.median);
+  speed.set_decode_low(decode.low);
+  speed.set_decode_high(decode.high);
   return speed;
 }
 

@@ -1,12 +1,11 @@
 #include "experiments/stages.h"
 
 #include <memory>
+#include <numeric>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "absl/time/clock.h"
-#include "absl/time/time.h"
 #include "experiments/text_proto.h"
 #include "kvmix/allocation/bit_allocator.h"
 #include "kvmix/base/file.h"
@@ -15,38 +14,18 @@
 #include "kvmix/base/registry.h"
 #include "kvmix/base/status_macros.h"
 #include "kvmix/importance/importance_estimator.h"
-#include "models/backward.h"
 
 namespace kvmix {
 namespace {
-
-// Shows `estimator` all layers of all prompts; the mean loss.
-absl::StatusOr<double> ObservePrompts(LoadedModel& model,
-                                      const Prompts& prompts,
-                                      ImportanceEstimator& estimator,
-                                      const std::atomic<bool>* stop) {
-  ProgressBar bar("profile", static_cast<int64_t>(prompts.size()), "prompts");
-  double loss_sum = 0;
-  for (size_t i = 0; i < prompts.size(); ++i) {
-    if (stop != nullptr && *stop) return absl::CancelledError("interrupted");
-    const TraceOptions options = {.signals = estimator.RequiredSignals(),
-                                  .label_shift = estimator.LabelShift(),
-                                  .prompt = static_cast<int>(i)};
-    absl::StatusOr<double> loss = TraceLayers(
-        *model.transformer, prompts[i], options,
-        [&](const LayerTrace& trace) { return estimator.Observe(trace); });
-    if (!loss.ok())
-      return AddContext(loss.status(), absl::StrCat("prompt ", i));
-    loss_sum += *loss;
-    bar.Advance();
-  }
-  return loss_sum / prompts.size();
-}
 
 std::string ProfileKey(const StoredProfile& profile) {
   return Fingerprint(absl::StrCat(profile.model(), "\n", profile.prompts(),
                                   "\n", profile.estimator(), "\n",
                                   profile.seed()));
+}
+
+double Sum(const std::vector<double>& values) {
+  return std::accumulate(values.begin(), values.end(), 0.0);
 }
 
 std::string WindowPath(const EvaluateRequest& request, size_t window) {
@@ -79,43 +58,46 @@ absl::Status KeepWindow(const EvaluateRequest& request, size_t window,
 
 }  // namespace
 
-absl::StatusOr<StoredProfile> Profile(
-    LoadedModel& model, const Component& component,
-    const std::function<absl::StatusOr<Prompts>()>& load_prompts, uint64_t seed,
-    const std::string& folder, const std::atomic<bool>* stop) {
+absl::StatusOr<StoredProfile> Profile(LoadedModel& model,
+                                      const ProfileRequest& request) {
   KVMIX_ASSIGN_OR_RETURN(const std::unique_ptr<ImportanceEstimator> estimator,
                          Registry<ImportanceEstimator>::Get().Make(
-                             component, "importance_estimator"));
+                             request.estimator, "importance_estimator"));
   const bool needs_model = !estimator->RequiredSignals().empty();
   Prompts prompts;
   if (needs_model) {
-    KVMIX_ASSIGN_OR_RETURN(prompts, load_prompts());
+    KVMIX_ASSIGN_OR_RETURN(prompts, request.prompts());
   }
   StoredProfile stored;
   stored.set_model(model.fingerprint);
   stored.set_prompts(FingerprintOf(prompts));
-  stored.set_estimator(PrintTextProto(component));
-  stored.set_seed(seed);
+  stored.set_estimator(PrintTextProto(request.estimator));
+  stored.set_seed(request.seed);
   stored.set_key(ProfileKey(stored));
   const std::string path =
-      absl::StrCat(folder, "/", stored.key(), ".textproto");
+      absl::StrCat(request.folder, "/", stored.key(), ".textproto");
   StoredProfile on_disk;
-  if (!folder.empty() && ReadTextProto(path, on_disk).ok() &&
+  if (!request.folder.empty() && ReadTextProto(path, on_disk).ok() &&
       on_disk.key() == stored.key()) {
-    on_disk.set_seconds(0);
+    on_disk.clear_seconds();
+    on_disk.clear_forward_seconds();
     return on_disk;
   }
-  const absl::Time start = absl::Now();
-  KVMIX_RETURN_IF_ERROR(estimator->Start(
-      {.num_layers = model.transformer->config().num_layers, .seed = seed}));
+  KVMIX_RETURN_IF_ERROR(
+      estimator->Start({.num_layers = model.transformer->config().num_layers,
+                        .seed = request.seed}));
   if (needs_model) {
-    KVMIX_ASSIGN_OR_RETURN(const double loss,
-                           ObservePrompts(model, prompts, *estimator, stop));
-    stored.set_mean_loss(loss);
+    KVMIX_ASSIGN_OR_RETURN(
+        const Observation seen,
+        ObservePrompts(*model.transformer, prompts, *estimator,
+                       request.time_forward, request.stop));
+    stored.set_mean_loss(seen.mean_loss);
+    stored.set_seconds(Sum(seen.profile_seconds));
+    stored.set_forward_seconds(Sum(seen.forward_seconds));
   }
   KVMIX_ASSIGN_OR_RETURN(*stored.mutable_profile(), estimator->Finish());
-  stored.set_seconds(absl::ToDoubleSeconds(absl::Now() - start));
-  if (!folder.empty()) KVMIX_RETURN_IF_ERROR(WriteTextProto(stored, path));
+  if (!request.folder.empty())
+    KVMIX_RETURN_IF_ERROR(WriteTextProto(stored, path));
   return stored;
 }
 
@@ -125,24 +107,6 @@ absl::StatusOr<bool> NeedsProfile(const Method& method) {
                          Registry<BitAllocator>::Get().Make(
                              method.bit_allocator(), "bit_allocator"));
   return allocator->NeedsProfile();
-}
-
-absl::StatusOr<RunnableMethod> FullPrecision(const CacheShape& shape) {
-  Component recency, eviction;
-  recency.set_name("none");
-  eviction.set_name("keep_all");
-  RunnableMethod method;
-  method.name = "full precision";
-  KVMIX_ASSIGN_OR_RETURN(method.recency, Registry<RecencyPolicy>::Get().Make(
-                                             recency, "recency_policy"));
-  KVMIX_ASSIGN_OR_RETURN(method.eviction, Registry<EvictionPolicy>::Get().Make(
-                                              eviction, "eviction_policy"));
-  for (int i = 0; i < shape.num_layers; ++i) {
-    LayerPlan& layer = *method.plan.add_layer();
-    layer.mutable_key()->set_bits(16);
-    layer.mutable_value()->set_bits(16);
-  }
-  return method;
 }
 
 absl::StatusOr<RunnableMethod> Allocate(const Method& method,

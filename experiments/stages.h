@@ -20,23 +20,30 @@
 #include "experiments/evaluate.h"
 #include "experiments/experiment.pb.h"
 #include "experiments/loaded_model.h"
+#include "experiments/observe_prompts.h"
 #include "experiments/record.pb.h"
 #include "experiments/windows.h"
 
 namespace kvmix {
 
-using Prompts = std::vector<std::vector<int32_t>>;
-
 // Shows the estimator every layer on every prompt: one forward pass each, and
 // one backward pass if it wants gradients. The profile depends on the model,
 // the prompts, the estimator and the seed; StoredProfile::key names just that.
-// It is read from `folder` if it is there and kept there otherwise, so that
-// experiments which differ in anything else profile once. `folder` may be
-// empty. `prompts` is called only if the estimator needs the model.
-absl::StatusOr<StoredProfile> Profile(
-    LoadedModel& model, const Component& estimator,
-    const std::function<absl::StatusOr<Prompts>()>& prompts, uint64_t seed,
-    const std::string& folder, const std::atomic<bool>* stop = nullptr);
+struct ProfileRequest {
+  Component estimator;
+  // Called only if the estimator needs the model.
+  std::function<absl::StatusOr<Prompts>()> prompts;
+  uint64_t seed = 0;
+  // The profile is read from here if it is there and kept here otherwise, so
+  // that experiments which differ in anything else profile once. Empty: never.
+  std::string folder;
+  // Also times the forward pass alone (StoredProfile::forward_seconds).
+  bool time_forward = false;
+  const std::atomic<bool>* stop = nullptr;
+};
+// A profile read from disk carries no times.
+absl::StatusOr<StoredProfile> Profile(LoadedModel& model,
+                                      const ProfileRequest& request);
 
 // Turns a profile into a plan and makes the method's policies. `profile` may be
 // empty for a method that needs none; see NeedsProfile.
@@ -45,9 +52,6 @@ absl::StatusOr<RunnableMethod> Allocate(const Method& method,
                                         const CacheShape& shape, uint64_t seed);
 
 absl::StatusOr<bool> NeedsProfile(const Method& method);
-
-// Half precision for every layer: what all else is compared with.
-absl::StatusOr<RunnableMethod> FullPrecision(const CacheShape& shape);
 
 // Windows that are done are kept in `folder` and not run again, as long as they
 // carry the same fingerprint; so an interrupted run goes on where it stopped.

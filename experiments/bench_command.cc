@@ -5,11 +5,14 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "experiments/bench.h"
+#include "experiments/bench_figure.h"
 #include "experiments/bench_methods.h"
 #include "experiments/bench_report.h"
 #include "experiments/command_line.h"
 #include "experiments/commands.h"
+#include "experiments/paths.h"
 #include "experiments/runtime_flags.h"
+#include "kvmix/base/file.h"
 #include "kvmix/base/status_macros.h"
 #include "models/random_model.h"
 
@@ -37,7 +40,7 @@ absl::StatusOr<std::vector<int64_t>> Numbers(const char* flag,
 
 // What both benchmarks take.
 struct BenchFlags {
-  std::string shape, model, output = "md";
+  std::string shape, model, output = "md", figure;
   std::string kv = "fp16,4bit_g32,2bit_g32,kvmix", depth = "0", batch = "1",
               threads = "0", profile;
   BenchOptions generate;
@@ -75,6 +78,9 @@ void BenchFlags::AddTo(CommandLine& command_line) {
   compute.AddTo(command_line);
   arithmetic.AddTo(command_line);
   command_line.Flag("output", &output, "md, csv or json");
+  command_line.Flag("figure", &figure,
+                    "also draw decode speeds below the read bandwidth, as SVG "
+                    "into this file");
 }
 
 absl::Status BenchFlags::Resolve() {
@@ -119,6 +125,9 @@ absl::Status BenchCommand(absl::Span<const std::string> args,
   KVMIX_ASSIGN_OR_RETURN(const BenchOutput output,
                          ParseBenchOutput(flags.output));
   KVMIX_RETURN_IF_ERROR(flags.Resolve());
+  if (!flags.figure.empty() &&
+      (flags.generate.decode_tokens == 0 || !flags.profile.empty()))
+    return UsageError("--figure needs decode speeds: --generate, no --profile");
   if (!flags.profile.empty()) {
     KVMIX_ASSIGN_OR_RETURN(const ProfileBenchReport report,
                            RunProfileBench(flags.observe, &stop));
@@ -128,7 +137,8 @@ absl::Status BenchCommand(absl::Span<const std::string> args,
   KVMIX_ASSIGN_OR_RETURN(const BenchReport report,
                          RunBench(flags.generate, &stop));
   std::cout << FormatBench(report, output);
-  return absl::OkStatus();
+  if (flags.figure.empty()) return absl::OkStatus();
+  return WriteFileAtomically(ResolvePath(flags.figure), BenchFigureSvg(report));
 }
 
 }  // namespace kvmix

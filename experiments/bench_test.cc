@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "experiments/bench_figure.h"
 #include "experiments/bench_methods.h"
 #include "experiments/bench_report.h"
 #include "experiments/loaded_model.h"
@@ -326,6 +327,34 @@ TEST(BenchReportTest, MarkdownNamesUnitsAndBandwidth) {
       AllOf(HasSubstr("| a,\"b\"/c |  8192 |"), HasSubstr("0.3 (0.2-0.5)"),
             HasSubstr("|       3.0 |"),
             HasSubstr("40.0 GB/s by 1 thread, 80.0 GB/s by 2 threads")));
+}
+
+TEST(BenchFigureTest, DotsAtTheBandwidthLieOnItsLine) {
+  BenchReport report = OneRow();
+  EXPECT_EQ(BenchFigureSvg(report), "");  // no decode
+  // Two rows at 40 GB/s: both dots lie on the line of one thread.
+  BenchRow& row = report.rows[0];
+  row.batch = 2;
+  row.decode_bytes = 400'000'000;
+  row.decode.median = 200;
+  report.rows.push_back(row);
+  report.rows[1].decode_bytes = 100'000'000;
+  report.rows[1].decode.median = 800;
+  const std::string svg = BenchFigureSvg(report);
+  const auto number = [&svg](const std::string& name, size_t& from) {
+    from = svg.find(name + "=\"", from) + name.size() + 2;
+    return std::stod(svg.substr(from));
+  };
+  size_t at = svg.find("<line", svg.find("#999999") - 120);
+  const double x1 = number("x1", at), y1 = number("y1", at),
+               x2 = number("x2", at), y2 = number("y2", at);
+  at = svg.find("<circle");
+  for (int dot = 0; dot < 2; ++dot) {
+    const double cx = number("cx", at), cy = number("cy", at);
+    EXPECT_NEAR(cy, y1 + (y2 - y1) * (cx - x1) / (x2 - x1), 0.5);
+  }
+  EXPECT_THAT(svg, HasSubstr("40.0 GB/s, 1 thread<"));
+  EXPECT_THAT(svg, HasSubstr("&quot;b&quot;|c, depth 8192"));
 }
 
 }  // namespace

@@ -182,8 +182,7 @@ class Tracer {
       if (!gradients) return absl::OkStatus();
       const float* rows = hidden_.get() + first * hidden_size_;
       float* drows = dhidden_.get() + first * hidden_size_;
-      MultiplyTransposed(logits, count, *weights_.lm_head->matrix(), drows,
-                         threads_);
+      weights_.lm_head->InputGradient(logits, count, drows, threads_);
       ForEachRow(count, threads_, [&](int64_t r) {
         float* drow = drows + r * hidden_size_;
         RmsNormGradient(rows + r * hidden_size_, weights_.final_norm.data(),
@@ -215,8 +214,8 @@ class Tracer {
     ProjectionGradients();
     KVMIX_RETURN_IF_ERROR(Show(i));
     if (last) return absl::OkStatus();
-    MultiplyTransposed(dqkv_.get(), num_tokens_, *layer.qkv->matrix(),
-                       dnormed_.get(), threads_);
+    layer.qkv->InputGradient(dqkv_.get(), num_tokens_, dnormed_.get(),
+                             threads_);
     ForEachRow(num_tokens_, threads_, [&](int64_t t) {
       float* drow = dnormed_.get() + t * hidden_size_;
       RmsNormGradient(x + t * hidden_size_, layer.input_norm.data(),
@@ -232,8 +231,7 @@ class Tracer {
       RunGateUp(layer, first, count);
       float* drows = dhidden_.get() + first * hidden_size_;
       float* dactivated = activated_.get();
-      MultiplyTransposed(drows, count, *layer.down->matrix(), dactivated,
-                         threads_);
+      layer.down->InputGradient(drows, count, dactivated, threads_);
       ForEachRow(count, threads_, [&](int64_t r) {
         float* gate = gate_up_.get() + r * 2 * inner_size_;
         float* up = gate + inner_size_;
@@ -241,8 +239,7 @@ class Tracer {
                        gate, up);
       });
       float* dnormed = tile_normed_.get();
-      MultiplyTransposed(gate_up_.get(), count, *layer.gate_up->matrix(),
-                         dnormed, threads_);
+      layer.gate_up->InputGradient(gate_up_.get(), count, dnormed, threads_);
       ForEachRow(count, threads_, [&](int64_t r) {
         float* drow = dnormed + r * hidden_size_;
         RmsNormGradient(hidden_.get() + (first + r) * hidden_size_,
@@ -260,8 +257,8 @@ class Tracer {
     dkeys_.Reserve(num_tokens_ * kv_size_);
     dvalues_.Reserve(num_tokens_ * kv_size_);
     float* dattended = attended_.get();
-    MultiplyTransposed(dhidden_.get(), num_tokens_, *layer.output->matrix(),
-                       dattended, threads_);
+    layer.output->InputGradient(dhidden_.get(), num_tokens_, dattended,
+                                threads_);
     attention_.Backward(queries_.get(), dattended,
                         want_dqueries ? dqueries_.get() : nullptr, dkeys_.get(),
                         dvalues_.get());
@@ -427,9 +424,10 @@ absl::Status Validate(const Transformer& model,
   KVMIX_RETURN_IF_ERROR(AddContext(ValidateTokens(model.config(), tokens),
                                    absl::StrCat("prompt ", options.prompt)));
   if (options.signals.NeedsGradients() &&
-      model.weights().lm_head->matrix() == nullptr) {
-    return absl::FailedPreconditionError(
-        "gradients need compute: FLOAT32; the model was loaded in BFLOAT16");
+      model.weights().lm_head->compute() != ComputeType::kFloat32) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "gradients need compute: FLOAT32; the model was loaded in ",
+        ComputeTypeName(model.weights().lm_head->compute())));
   }
   return absl::OkStatus();
 }

@@ -77,4 +77,17 @@ const BlockLayout& LayoutOf(ElementType type);
 void DecodeBlocks(ElementType type, const uint8_t* source, int64_t num_elements,
                   float* out);
 
+// 32 weights of a type with codes. Weight i is
+//   scale[i / 16] * (codes[i] - zero) + minimum
+// with zero = 8 for Q4_0, 128 for Q5_0, Q8_0 and Q6_K, and 0 for the types with
+// a minimum; each operation is rounded to float.
+struct CodeBlock {
+  float scale[2] = {};
+  float minimum = -0.0f;  // adding it changes no bit
+  uint8_t codes[32] = {};
+};
+// num_elements / 32 blocks, of a type other than F32, F16, BF16.
+void UnpackCodes(ElementType type, const uint8_t* source, int64_t num_elements,
+                 CodeBlock* out);
+
 }  // namespace kvmix

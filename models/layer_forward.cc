@@ -7,7 +7,7 @@
 namespace kvmix {
 
 void ForEachRow(int64_t num_rows, ThreadPool& threads,
-                const std::function<void(int64_t row)>& body) {
+                absl::FunctionRef<void(int64_t row)> body) {
   constexpr int64_t kRowsPerTask = 16;
   threads.ParallelFor(
       (num_rows + kRowsPerTask - 1) / kRowsPerTask, [&](int64_t task, int) {

@@ -6,9 +6,9 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "kvmix/base/thread_pool.h"
 #include "models/linear.h"
 #include "models/model_config.h"
@@ -18,7 +18,7 @@ namespace kvmix {
 
 // body(row) for every row, on all threads.
 void ForEachRow(int64_t num_rows, ThreadPool& threads,
-                const std::function<void(int64_t row)>& body);
+                absl::FunctionRef<void(int64_t row)> body);
 
 struct TokenAt {
   int32_t token;

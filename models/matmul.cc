@@ -144,11 +144,6 @@ void PanelMatrix::SetRows(int64_t first, int64_t count, const float* rows,
   }
 }
 
-void PanelMatrix::CopyColumn(int64_t n, float* out) const {
-  const float* from = panel(n / kWidth) + n % kWidth;
-  for (int64_t k = 0; k < inner_; ++k) out[k] = from[k * kWidth];
-}
-
 void MultiplyPanel(const LeftOperand& a, int64_t num_rows, int64_t inner,
                    const float* panel, int64_t width, float* c,
                    int64_t c_stride) {

@@ -43,7 +43,6 @@ class PanelMatrix {
                   int64_t stride);
   // Row first + i of B = row i of `rows`, [count, N] at the given stride.
   void SetRows(int64_t first, int64_t count, const float* rows, int64_t stride);
-  void CopyColumn(int64_t n, float* out) const;
 
  private:
   int64_t inner_ = 0;

@@ -22,36 +22,42 @@ constexpr int64_t kRowTile = 512;
 // Logits are made in tiles of about 32 MiB.
 constexpr int64_t kLogitTileFloats = int64_t{8} << 20;
 
-struct Part {
+struct Tensor {
   std::string name;
   int64_t rows;
 };
 
 // One layer of the rows of several tensors, one below the other. `biases` is
-// empty or has one name per part.
+// empty or has one name per tensor.
 absl::StatusOr<std::unique_ptr<LinearLayer>> LoadLinear(
-    ComputeType compute, int64_t num_inputs, const std::vector<Part>& parts,
+    ComputeType compute, int64_t num_inputs, const std::vector<Tensor>& tensors,
     const std::vector<std::string>& biases, const WeightSource& weights,
     ThreadPool& threads) {
-  int64_t num_outputs = 0;
-  for (const Part& part : parts) num_outputs += part.rows;
-  KVMIX_ASSIGN_OR_RETURN(std::unique_ptr<LinearLayer> layer,
-                         LinearLayer::Create(compute, num_inputs, num_outputs));
-  int64_t first = 0;
-  for (size_t i = 0; i < parts.size(); ++i) {
-    const int64_t rows = parts[i].rows;
-    AlignedBuffer buffer(rows * num_inputs);
-    KVMIX_RETURN_IF_ERROR(weights.ReadFloat(parts[i].name, {rows, num_inputs},
-                                            buffer.get(), &threads));
-    layer->SetWeightRows(first, rows, buffer.get());
-    if (!biases.empty()) {
-      std::vector<float> bias(rows);
-      KVMIX_RETURN_IF_ERROR(weights.ReadFloat(biases[i], {rows}, bias.data()));
-      layer->SetBias(first, rows, bias.data());
-    }
-    first += rows;
+  std::vector<LinearLayer::Part> parts;
+  for (const Tensor& tensor : tensors) {
+    KVMIX_ASSIGN_OR_RETURN(const TensorInfo* const info,
+                           weights.Find(tensor.name));
+    KVMIX_RETURN_IF_ERROR(CheckShape(*info, {tensor.rows, num_inputs}));
+    parts.push_back({.num_outputs = tensor.rows, .stored = info->type});
   }
-  layer->Pack();
+  auto layer = std::make_unique<LinearLayer>(compute, num_inputs, parts);
+  int64_t first = 0;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const int64_t num_rows = tensors[i].rows;
+    KVMIX_RETURN_IF_ERROR(
+        weights.ReadRows(tensors[i].name, {num_rows, num_inputs}, &threads,
+                         [&](const WeightSource::Rows& rows) {
+                           layer->SetWeightRows(i, rows.first, rows.count,
+                                                rows.stored, rows.values);
+                         }));
+    if (!biases.empty()) {
+      std::vector<float> bias(num_rows);
+      KVMIX_RETURN_IF_ERROR(
+          weights.ReadFloat(biases[i], {num_rows}, bias.data()));
+      layer->SetBias(first, num_rows, bias.data());
+    }
+    first += num_rows;
+  }
   return layer;
 }
 
@@ -164,7 +170,6 @@ struct Transformer::State {
 
 absl::Status Transformer::State::Load(const WeightSource& source,
                                       ComputeType compute) {
-  // The largest matrix first, while its float copy is the only other one.
   KVMIX_ASSIGN_OR_RETURN(
       weights.embedding,
       LoadLinear(compute, config.hidden_size,

@@ -149,7 +149,8 @@ TEST(TransformerTest, WeightBytesCountTiedEmbeddingsOnce) {
   const int64_t tied = Load(config, RandomWeights(config))->weight_bytes();
   config.tie_embeddings = false;
   const int64_t untied = Load(config, RandomWeights(config))->weight_bytes();
-  EXPECT_EQ(untied - tied, (96 * 48 + 96) * 4);  // with a bias of zeros
+  // Rows of 48 inputs are padded to 64; with a bias of zeros.
+  EXPECT_EQ(untied - tied, (96 * 64 + 96) * 4);
 }
 
 class TransformerErrorTest : public ::testing::Test {
@@ -240,26 +241,25 @@ TEST_F(TransformerErrorTest, BadOptionsAndMissingWeightsAreRefused) {
               StatusIs(StatusCode::kNotFound, HasSubstr("model.layers.3")));
 }
 
-TEST_F(TransformerErrorTest, BFloat16RunsOrIsRefusedWithTheReason) {
-  const auto model =
-      Transformer::Load(config_, RandomWeights(config_),
-                        {.num_threads = 2, .compute = ComputeType::kBFloat16});
-  if (!BFloat16IsSupported().ok()) {
-    EXPECT_THAT(model.status(),
-                StatusIs(StatusCode::kFailedPrecondition,
-                         HasSubstr("needs a CPU with AVX-512")));
-    return;
-  }
-  ASSERT_OK(model.status());
+// Rounding to bf16 or 8 bits changes logits a little.
+TEST_F(TransformerErrorTest, OtherComputeTypesComeClose) {
   const auto tokens = RandomTokens(config_, 60);
   const std::vector<float> expected = LogitsOf(*model_, tokens);
-  const std::vector<float> logits = LogitsOf(**model, tokens);
-  double error = 0, size = 0;
-  for (size_t i = 0; i < logits.size(); ++i) {
-    error += std::pow(logits[i] - expected[i], 2);
-    size += std::pow(expected[i], 2);
+  for (const ComputeType compute :
+       {ComputeType::kBFloat16, ComputeType::kInt8}) {
+    const auto model =
+        Transformer::Load(config_, RandomWeights(config_),
+                          {.num_threads = 2, .compute = compute});
+    ASSERT_OK(model.status());
+    const std::vector<float> logits = LogitsOf(**model, tokens);
+    double error = 0, size = 0;
+    for (size_t i = 0; i < logits.size(); ++i) {
+      error += std::pow(logits[i] - expected[i], 2);
+      size += std::pow(expected[i], 2);
+    }
+    EXPECT_GT(std::sqrt(error / size), 1e-4) << ComputeTypeName(compute);
+    EXPECT_LT(std::sqrt(error / size), 0.08) << ComputeTypeName(compute);
   }
-  EXPECT_LT(std::sqrt(error / size), 0.05);
 }
 
 }  // namespace

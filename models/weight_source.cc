@@ -102,6 +102,14 @@ absl::StatusOr<int64_t> CountElements(const std::vector<int64_t>& shape) {
   return count;
 }
 
+absl::Status CheckShape(const TensorInfo& info,
+                        const std::vector<int64_t>& expected) {
+  if (info.shape == expected) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "tensor ", Quote(info.name), " has shape ", ShapeText(info.shape),
+      " in the file but the model needs ", ShapeText(expected)));
+}
+
 absl::Status WeightSource::AddTensor(TensorInfo info) {
   if (!index_by_name_.emplace(info.name, tensors_.size()).second)
     return absl::InvalidArgumentError(absl::StrCat(
@@ -127,10 +135,7 @@ absl::Status WeightSource::ReadRows(absl::string_view name,
                                     ThreadPool* pool,
                                     RowsConsumer consume) const {
   KVMIX_ASSIGN_OR_RETURN(const TensorInfo* const info, Find(name));
-  if (info->shape != expected_shape)
-    return absl::InvalidArgumentError(absl::StrCat(
-        "tensor ", Quote(name), " has shape ", ShapeText(info->shape),
-        " in the file but the model needs ", ShapeText(expected_shape)));
+  KVMIX_RETURN_IF_ERROR(CheckShape(*info, expected_shape));
   KVMIX_ASSIGN_OR_RETURN(const int64_t count, CountElements(info->shape));
   if (count == 0) return absl::OkStatus();
 

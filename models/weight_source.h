@@ -36,6 +36,10 @@ std::string ShapeText(const std::vector<int64_t>& shape);
 // not fit.
 absl::StatusOr<int64_t> CountElements(const std::vector<int64_t>& shape);
 
+// An error that names the tensor unless it has the shape that the model needs.
+absl::Status CheckShape(const TensorInfo& info,
+                        const std::vector<int64_t>& expected);
+
 // Thread-safe once built.
 class WeightSource {
  public:

@@ -2,12 +2,13 @@
 // 2205.14135).
 //
 // A task is some queries of one sequence, all query heads of one KV head, and a
-// range of cached tokens. It walks the range in tiles of at most kTileTokens
-// tokens; a tile's keys and values are decoded once, for all rows of the task.
-// A chunk of few queries is cut along the cache instead ("split-KV"), so that
-// one long sequence keeps all threads busy; the ranges' partial results are
-// combined in order. Tasks, ranges and tiles follow from the sequence alone,
-// never from the threads or the batch.
+// range of cached tokens, which it walks in tiles. Many rows: a tile's keys and
+// values are decoded to floats once, for all of them. A few: kernels compute
+// with the codes as they lie (packed_attention.h).
+// A chunk of few queries is cut along the cache ("split-KV"), so that one long
+// sequence keeps all threads busy; the ranges' partial results are combined in
+// order. Tasks, ranges and tiles follow from the sequence alone, never from the
+// threads or the batch.
 #include "attention/attention.h"
 
 #include <algorithm>
@@ -16,6 +17,7 @@
 
 #include "attention/attention_kernels.h"
 #include "attention/kv_cache_layer.h"
+#include "attention/packed_attention.h"
 #include "hwy/aligned_allocator.h"
 #include "kvmix/base/check.h"
 
@@ -24,7 +26,7 @@ namespace {
 
 constexpr int kRowsPerTask = 64;        // query rows of a task, about
 constexpr int kMaxQueriesOfSplit = 16;  // more queries: no split-KV
-constexpr int64_t kSplitTokens = 512;
+constexpr int64_t kSplitTokens = 1024;
 
 struct Task {
   int item = 0;
@@ -40,23 +42,28 @@ struct Partials {
   std::vector<float> out;       // [rows, D]
 };
 
+// Of one call, its memory kept for the next one.
+struct Workspace {
+  std::vector<Task> tasks;
+  Partials partials;
+};
+
 // Memory of one thread, reused.
 class Scratch {
  public:
-  float* queries() { return part_[0].get(); }     // [rows, D]
-  float* keys() { return part_[1].get(); }        // [D, kTileTokens]
-  float* values() { return part_[2].get(); }      // [kTileTokens, D]
-  float* scores() { return part_[3].get(); }      // [rows, kTileTokens]
-  float* out() { return part_[4].get(); }         // [rows, D]
-  float* max() { return part_[5].get(); }         // [rows]
-  float* sum() { return part_[6].get(); }         // [rows]
-  float* rescale() { return part_[7].get(); }     // [rows]
-  std::vector<float>& block() { return block_; }  // a whole decoded block
+  float* queries() { return part_[0].get(); }  // [rows, D]
+  float* keys() { return part_[1].get(); }     // [D, kTileTokens]
+  float* values() { return part_[2].get(); }   // [kTileTokens, D]
+  float* scores() { return part_[3].get(); }   // [rows, kPackedStride]
+  float* out() { return part_[4].get(); }      // [rows, D]
+  float* max() { return part_[5].get(); }      // [rows]
+  float* sum() { return part_[6].get(); }      // [rows]
+  float* rescale() { return part_[7].get(); }  // [rows]
 
   void Reserve(int rows, int head_dim) {
     const size_t r = rows, d = head_dim;
     const size_t sizes[] = {
-        r * d, d * kTileTokens, d * kTileTokens, r * kTileTokens, r * d, r, r,
+        r * d, d * kTileTokens, d * kTileTokens, r * kPackedStride, r * d, r, r,
         r};
     for (int i = 0; i < kParts; ++i) {
       if (sizes[i] <= size_[i]) continue;
@@ -71,7 +78,6 @@ class Scratch {
   static constexpr int kParts = 8;
   hwy::AlignedFreeUniquePtr<float[]> part_[kParts];
   size_t size_[kParts] = {};
-  std::vector<float> block_;
 };
 
 Scratch& ThreadScratch() {
@@ -79,93 +85,39 @@ Scratch& ThreadScratch() {
   return scratch;
 }
 
-// The end of the tile that starts at `first`: whole pieces while they fit, so
-// that no packed block is decoded twice.
+// The end of the tile that starts at `first`: whole blocks while they fit, so
+// that none is decoded twice.
 int64_t TileEnd(const KvStream& keys, int64_t first, int64_t limit) {
+  limit = std::min(limit, first + kTileTokens);
   int64_t end = first;
   while (end < limit) {
-    const int64_t next = end + keys.PieceAt(end).num_tokens;
-    if (next - first > kTileTokens) break;
-    end = next;
-  }
-  if (end == first) end = first + kTileTokens;
-  return std::min(end, limit);
-}
-
-// Tokens [first, last) as they are read: keys [D, kTileTokens], values [n, D].
-class TileReader {
- public:
-  TileReader(int head_dim, Scratch& scratch)
-      : head_dim_(head_dim), scratch_(scratch) {}
-
-  void ReadKeys(const KvStream& stream, int64_t first, int64_t last) const {
-    ForEachPiece(stream, first, last, [&](int64_t t, const auto& piece, int n) {
-      float* x = scratch_.keys() + t;
-      if (piece.half != nullptr) {
-        HalfToFloatTransposed(piece.half, n, head_dim_, x, kTileTokens);
-      } else if (IsWhole(stream, piece.first, n)) {
-        stream.codec()->DecodeTransposed(piece.block, piece.first, n, x,
-                                         kTileTokens);
-      } else {
-        const float* rows =
-            DecodeBlock(stream, piece.block) + int64_t{piece.first} * head_dim_;
-        for (int i = 0; i < n; ++i)
-          for (int d = 0; d < head_dim_; ++d)
-            x[d * kTileTokens + i] = rows[int64_t{i} * head_dim_ + d];
-      }
-    });
-  }
-
-  void ReadValues(const KvStream& stream, int64_t first, int64_t last) const {
-    ForEachPiece(stream, first, last, [&](int64_t t, const auto& piece, int n) {
-      float* x = scratch_.values() + t * head_dim_;
-      if (piece.half != nullptr) {
-        HalfToFloat(piece.half, int64_t{n} * head_dim_, x);
-      } else if (IsWhole(stream, piece.first, n)) {
-        stream.codec()->Decode(piece.block, piece.first, n, x);
-      } else {
-        std::copy_n(
-            DecodeBlock(stream, piece.block) + int64_t{piece.first} * head_dim_,
-            int64_t{n} * head_dim_, x);
-      }
-    });
-  }
-
- private:
-  // body(offset in the tile, piece, tokens of it)
-  template <typename Body>
-  static void ForEachPiece(const KvStream& stream, int64_t first, int64_t last,
-                           const Body& body) {
-    for (int64_t t = first; t < last;) {
-      const KvStream::Piece piece = stream.PieceAt(t);
-      const int64_t n = std::min(piece.num_tokens, last - t);
-      body(t - first, piece, static_cast<int>(n));
-      t += n;
+    const KvStream::Piece piece = keys.PieceAt(end);
+    int64_t n = std::min(piece.num_tokens, limit - end);
+    if (n < piece.num_tokens && piece.block != nullptr) {
+      const int64_t whole =
+          n - (piece.first + n) % keys.codec()->block_tokens();
+      if (whole > 0) n = whole;
+      if (whole <= 0 && end > first) break;
+      return end + n;
     }
+    end += n;
   }
-
-  static bool IsWhole(const KvStream& stream, int first, int count) {
-    const int granularity = stream.codec()->granularity();
-    return first % granularity == 0 && count % granularity == 0;
-  }
-
-  // All tokens of a block that cannot be decoded in part. [block_tokens, D]
-  const float* DecodeBlock(const KvStream& stream, const uint8_t* block) const {
-    const int tokens = stream.codec()->block_tokens();
-    scratch_.block().resize(static_cast<size_t>(tokens) * head_dim_);
-    stream.codec()->Decode(block, 0, tokens, scratch_.block().data());
-    return scratch_.block().data();
-  }
-
-  const int head_dim_;
-  Scratch& scratch_;
-};
+  return end;
+}
 
 class LayerAttention {
  public:
   LayerAttention(int layer, absl::Span<const AttentionItem> batch,
-                 const AttentionOptions& options, ThreadPool& threads)
-      : layer_(layer), batch_(batch), options_(options), threads_(threads) {}
+                 const AttentionOptions& options, ThreadPool& threads,
+                 Workspace& workspace)
+      : layer_(layer),
+        batch_(batch),
+        options_(options),
+        threads_(threads),
+        tasks_(workspace.tasks),
+        partials_(workspace.partials) {
+    tasks_.clear();
+  }
 
   void Run() {
     if (batch_.empty()) return;
@@ -183,8 +135,10 @@ class LayerAttention {
   void Attend(const Task& task);
   size_t Combine(size_t first);
   void ReadQueries(const Task& task, Scratch& scratch) const;
-  void MaskTile(const Task& task, int64_t first, int64_t last,
-                float* scores) const;
+  void MaskTile(const Task& task, int64_t first, int64_t last, float* scores,
+                int64_t stride) const;
+  void AttendDecoded(const Task& task, Scratch& s) const;
+  void AttendPacked(const Task& task, Scratch& s) const;
 
   const CacheShape& ShapeOf(const Task& task) const {
     return batch_[task.item].cache->shape();
@@ -218,8 +172,8 @@ class LayerAttention {
   const absl::Span<const AttentionItem> batch_;
   const AttentionOptions& options_;
   ThreadPool& threads_;
-  std::vector<Task> tasks_;
-  Partials partials_;
+  std::vector<Task>& tasks_;
+  Partials& partials_;
   int64_t num_partials_ = 0;  // rows
 };
 
@@ -266,11 +220,11 @@ void LayerAttention::ReadQueries(const Task& task, Scratch& scratch) const {
 }
 
 void LayerAttention::MaskTile(const Task& task, int64_t first, int64_t last,
-                              float* scores) const {
+                              float* scores, int64_t stride) const {
   const AttentionItem& item = batch_[task.item];
   const int group = GroupOf(task);
   const int padded = PaddedTokens(static_cast<int>(last - first));
-  for (int r = 0; r < RowsOf(task); ++r, scores += kTileTokens) {
+  for (int r = 0; r < RowsOf(task); ++r, scores += stride) {
     const int64_t query = task.first_query + r / group;
     const int64_t from =
         std::clamp(FirstVisible(item, query) - first, int64_t{0}, last - first);
@@ -281,31 +235,63 @@ void LayerAttention::MaskTile(const Task& task, int64_t first, int64_t last,
   }
 }
 
-void LayerAttention::Attend(const Task& task) {
+// Tiles of keys and values in float, decoded once for all rows.
+void LayerAttention::AttendDecoded(const Task& task, Scratch& s) const {
   const int head_dim = ShapeOf(task).head_dim, rows = RowsOf(task);
-  const AttentionItem& item = batch_[task.item];
-  const KvCache::Layer& layer = item.cache->layer(layer_);
+  const KvCache::Layer& layer = batch_[task.item].cache->layer(layer_);
   const KvStream& keys = layer.keys[task.kv_head];
   const KvStream& values = layer.values[task.kv_head];
+  for (int64_t first = task.first_token; first < task.last_token;) {
+    const int64_t last = TileEnd(keys, first, task.last_token);
+    const int tokens = static_cast<int>(last - first);
+    keys.Read(first, tokens, s.keys(), kTileTokens);
+    ScoreTile(s.queries(), rows, head_dim, s.keys(), tokens, s.scores());
+    MaskTile(task, first, last, s.scores(), kTileTokens);
+    SoftmaxTile(s.scores(), kTileTokens, rows, tokens, s.max(), s.sum(),
+                s.rescale());
+    values.Read(first, tokens, s.values(), head_dim);
+    AccumulateTile(s.scores(), s.rescale(), rows, s.values(), tokens, head_dim,
+                   s.out());
+    first = last;
+  }
+}
+
+// Keys and values as they lie in the cache, for a few rows.
+void LayerAttention::AttendPacked(const Task& task, Scratch& s) const {
+  const int head_dim = ShapeOf(task).head_dim, rows = RowsOf(task);
+  const KvCache::Layer& layer = batch_[task.item].cache->layer(layer_);
+  const KvStream& keys = layer.keys[task.kv_head];
+  const KvStream& values = layer.values[task.kv_head];
+  const Rows queries{s.queries(), rows, head_dim};
+  const Rows out{s.out(), rows, head_dim};
+  for (int64_t first = task.first_token; first < task.last_token;) {
+    const int64_t last = PackedTileEnd(keys, first, task.last_token);
+    ScoreTokens(keys, options_.arithmetic, first, last, queries, s.scores());
+    MaskTile(task, first, last, s.scores(), kPackedStride);
+    SoftmaxTile(s.scores(), kPackedStride, rows, static_cast<int>(last - first),
+                s.max(), s.sum(), s.rescale());
+    for (int r = 0; r < rows; ++r) {
+      if (s.rescale()[r] == 1.0f) continue;
+      float* row = s.out() + r * head_dim;
+      for (int d = 0; d < head_dim; ++d) row[d] *= s.rescale()[r];
+    }
+    AccumulateTokens(values, options_.arithmetic, first, last, s.scores(), out);
+    first = last;
+  }
+}
+
+void LayerAttention::Attend(const Task& task) {
+  const int head_dim = ShapeOf(task).head_dim, rows = RowsOf(task);
   Scratch& s = ThreadScratch();
   s.Reserve(rows, head_dim);
   ReadQueries(task, s);
   std::fill_n(s.max(), rows, kNoScore);
   std::fill_n(s.sum(), rows, 0.0f);
   std::fill_n(s.out(), int64_t{rows} * head_dim, 0.0f);
-
-  const TileReader reader(head_dim, s);
-  for (int64_t first = task.first_token; first < task.last_token;) {
-    const int64_t last = TileEnd(keys, first, task.last_token);
-    const int tokens = static_cast<int>(last - first);
-    reader.ReadKeys(keys, first, last);
-    ScoreTile(s.queries(), rows, head_dim, s.keys(), tokens, s.scores());
-    MaskTile(task, first, last, s.scores());
-    SoftmaxTile(s.scores(), rows, tokens, s.max(), s.sum(), s.rescale());
-    reader.ReadValues(values, first, last);
-    AccumulateTile(s.scores(), s.rescale(), rows, s.values(), tokens, head_dim,
-                   s.out());
-    first = last;
+  if (rows <= kMaxPackedRows) {
+    AttendPacked(task, s);
+  } else {
+    AttendDecoded(task, s);
   }
 
   if (task.partial >= 0) {
@@ -316,7 +302,7 @@ void LayerAttention::Attend(const Task& task) {
     return;
   }
   for (int r = 0; r < rows; ++r) {
-    float* out = item.out + OffsetOf(task, r);
+    float* out = batch_[task.item].out + OffsetOf(task, r);
     const float* row = s.out() + r * head_dim;
     for (int d = 0; d < head_dim; ++d) out[d] = row[d] / s.sum()[r];
   }
@@ -354,7 +340,8 @@ size_t LayerAttention::Combine(size_t first) {
 
 void Attention(int layer, absl::Span<const AttentionItem> batch,
                const AttentionOptions& options, ThreadPool& threads) {
-  LayerAttention(layer, batch, options, threads).Run();
+  thread_local Workspace workspace;
+  LayerAttention(layer, batch, options, threads, workspace).Run();
 }
 
 }  // namespace kvmix

@@ -10,17 +10,11 @@
 #include <cstdint>
 
 #include "absl/types/span.h"
+#include "attention/attention_arithmetic.h"
 #include "attention/kv_cache.h"
 #include "kvmix/base/thread_pool.h"
 
 namespace kvmix {
-
-// How products with packed codes are computed by a chunk of few queries.
-enum class AttentionArithmetic {
-  kFloat,  // in float: exact but for rounding. Wherever quality is measured.
-  kInt8,   // queries and attention weights, times the scales, rounded to 8
-           // bits: faster, for codes of at most 4 bits
-};
 
 struct AttentionOptions {
   int num_heads = 0;           // H

@@ -1,10 +1,16 @@
 // Attention of one layer over a cache of n tokens.
 //   Decode/<shape>/<format>/<n>/<threads>   one query, T = 1
-//   Prefill/<shape>/<format>/<T>/<threads>  T queries of an empty cache
+//   Prefill/<shape>/<format>/<n>/<threads>  512 queries, the last of n tokens
+//   Append/<shape>/<format>/<n>/<threads>   one token more, quantized, after n
+// A format is half, or k<bits>v<bits> in groups of 32 (k3w11: KVmix's words),
+// with int8 at its end if products are computed in integers. Shapes are
+// G<KV heads>x<query heads each>_D<head_dim>.
 // ns_per_token is per cached token and KV head; a decode step cannot be faster
-// than reading bytes_per_token allows.
+// than reading bytes_per_token allows. Ratios between formats are best taken
+// with --benchmark_enable_random_interleaving=true --benchmark_repetitions=9.
 
 #include <cmath>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -26,17 +32,22 @@ constexpr Shape kShapes[] = {{"G3x3_D64", 3, 3, 64},
                              {"G4x8_D64", 4, 8, 64},
                              {"G8x4_D128", 8, 4, 128},
                              {"G8x1_D128", 8, 1, 128}};
+constexpr int64_t kPrefillTokens = 512;
 
 struct Bits {
   const char* name;
   int key, value;
-  bool words_of_eleven = false;
+  bool int8 = false, words_of_eleven = false;
 };
 constexpr Bits kBits[] = {{"half", 16, 16},
+                          {"k8v8", 8, 8},
                           {"k4v4", 4, 4},
-                          {"k3v4", 3, 4},
+                          {"k3v3", 3, 3},
                           {"k2v2", 2, 2},
-                          {"k3w11v4", 3, 4, true}};
+                          {"k4v4int8", 4, 4, true},
+                          {"k3v3int8", 3, 3, true},
+                          {"k2v2int8", 2, 2, true},
+                          {"k3w11v4", 3, 4, false, true}};
 
 QuantFormat Format(int bits, QuantFormat::Axis axis, bool words_of_eleven) {
   QuantFormat format;
@@ -86,7 +97,9 @@ Sequence Make(const Shape& shape, const Bits& bits, int64_t n, int64_t T) {
   for (float& v : s.queries) v = static_cast<float>(random.Normal());
   s.out.resize(s.queries.size());
   s.options = {.num_heads = shape.kv_heads * shape.group,
-               .scale = 1 / std::sqrt(static_cast<float>(shape.head_dim))};
+               .scale = 1 / std::sqrt(static_cast<float>(shape.head_dim)),
+               .arithmetic = bits.int8 ? AttentionArithmetic::kInt8
+                                       : AttentionArithmetic::kFloat};
   s.item = {.cache = s.cache.get(),
             .num_tokens = T,
             .queries = s.queries.data(),
@@ -100,8 +113,9 @@ void Run(benchmark::State& state, const Shape& shape, const Bits& bits,
   ThreadPool threads(num_threads);
   for (auto _ : state) Attention(0, {&s.item, 1}, s.options, threads);
   const MemoryLedger ledger = s.cache->ledger();
-  state.counters["bytes_per_token"] = static_cast<double>(
-      (ledger.key.bytes() + ledger.value.bytes()) / (n * shape.kv_heads));
+  state.counters["bytes_per_token"] =
+      static_cast<double>(ledger.key.bytes() + ledger.value.bytes()) /
+      static_cast<double>(n * shape.kv_heads);
   const auto per_second = benchmark::Counter::kIsIterationInvariantRate;
   if (T == 1) {
     state.counters["ns_per_token"] =
@@ -109,33 +123,59 @@ void Run(benchmark::State& state, const Shape& shape, const Bits& bits,
                            static_cast<benchmark::Counter::Flags>(
                                per_second | benchmark::Counter::kInvert));
   } else {
-    // Two products of two operations over half of the T x T scores.
+    // Two products of two operations; query t sees n - T + t + 1 tokens.
+    const int64_t scores = T * (n - T) + T * (T + 1) / 2;
     state.counters["GFLOP/s"] = benchmark::Counter(
-        2e-9 *
-            static_cast<double>(T * T * s.options.num_heads * shape.head_dim),
+        4e-9 *
+            static_cast<double>(scores * s.options.num_heads * shape.head_dim),
         per_second);
   }
 }
 
+// A decode step's Append of keys and values that leave the window at once, a
+// block at a time.
+void RunAppend(benchmark::State& state, const Shape& shape, const Bits& bits,
+               int64_t n) {
+  Sequence s = Make(shape, bits, n, 1);
+  KVMIX_CHECK(s.cache->FinishChunk(0).ok());
+  const int64_t row = int64_t{shape.kv_heads} * shape.head_dim;
+  const std::vector<float> x(row, 0.5f);
+  for (auto _ : state) {
+    KVMIX_CHECK(s.cache->Append(0, 1, x.data(), x.data()).ok());
+    KVMIX_CHECK(s.cache->FinishChunk(0).ok());
+  }
+  state.counters["numbers_per_second"] =
+      benchmark::Counter(static_cast<double>(2 * row),
+                         benchmark::Counter::kIsIterationInvariantRate);
+}
+
+void Add(const std::string& kind, const Shape& shape, const Bits& bits,
+         int64_t n, int threads,
+         const std::function<void(benchmark::State&)>& run) {
+  const std::string name = kind + "/" + shape.name + "/" + bits.name + "/" +
+                           std::to_string(n) + "/" + std::to_string(threads);
+  benchmark::RegisterBenchmark(name.c_str(), run)
+      ->UseRealTime()
+      ->Unit(benchmark::kMicrosecond);
+}
+
 void RegisterAll() {
-  const auto add = [](const std::string& kind, const Shape& shape,
-                      const Bits& bits, int64_t n, int64_t T, int threads) {
-    const std::string name = kind + "/" + shape.name + "/" + bits.name + "/" +
-                             std::to_string(n) + "/" + std::to_string(threads);
-    benchmark::RegisterBenchmark(name.c_str(),
-                                 [=](benchmark::State& state) {
-                                   Run(state, shape, bits, n, T, threads);
-                                 })
-        ->UseRealTime()
-        ->Unit(benchmark::kMicrosecond);
-  };
-  for (int threads : {1, 2}) {
-    for (const Shape& shape : kShapes)
-      for (const Bits& bits : kBits) {
-        for (int64_t n : {512, 8192}) add("Decode", shape, bits, n, 1, threads);
+  for (const Shape& shape : kShapes) {
+    for (const Bits& bits : kBits) {
+      for (int threads : {1, 2}) {
+        for (int64_t n : {512, 8192, 32768})
+          Add("Decode", shape, bits, n, threads, [=](benchmark::State& state) {
+            Run(state, shape, bits, n, 1, threads);
+          });
+        for (int64_t n : {512, 8192})
+          Add("Prefill", shape, bits, n, threads, [=](benchmark::State& state) {
+            Run(state, shape, bits, n, kPrefillTokens, threads);
+          });
       }
-    for (int64_t T : {512, 2048})
-      add("Prefill", kShapes[0], kBits[0], T, T, threads);
+      for (int64_t n : {512, 32768})
+        Add("Append", shape, bits, n, 1,
+            [=](benchmark::State& state) { RunAppend(state, shape, bits, n); });
+    }
   }
 }
 

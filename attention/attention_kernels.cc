@@ -12,71 +12,8 @@ namespace kvmix {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// head_dim is a multiple of 8, so vectors have at most 8 lanes.
-using Floats = hn::CappedTag<float, 8>;
-constexpr int kLanes = HWY_MIN(HWY_LANES(float), 8);
-
-void HalfToFloatImpl(const Half* half, int64_t n, float* x) {
-#if HWY_TARGET == HWY_SCALAR
-  for (int64_t i = 0; i < n; ++i) x[i] = ToFloat(half[i]);
-#else
-  const Floats d;
-  const hn::Rebind<hwy::float16_t, Floats> dh;
-  const auto* from = reinterpret_cast<const hwy::float16_t*>(half);
-  for (int64_t i = 0; i < n; i += kLanes)
-    hn::StoreU(hn::PromoteTo(d, hn::LoadU(dh, from + i)), d, x + i);
-#endif
-}
-
-#if HWY_TARGET != HWY_SCALAR
-// x [8, stride] = half [8, half_stride], transposed. Three rounds of
-// interleaving row i with row i + 4 carry (row, column) to (column, row).
-HWY_INLINE void Transpose8x8(const Half* half, int64_t half_stride, float* x,
-                             int64_t stride) {
-  const hn::FixedTag<uint16_t, 8> d16;
-  using V = hn::Vec<decltype(d16)>;
-  const auto* from = reinterpret_cast<const uint16_t*>(half);
-  V a0 = hn::LoadU(d16, from), a1 = hn::LoadU(d16, from + half_stride);
-  V a2 = hn::LoadU(d16, from + 2 * half_stride);
-  V a3 = hn::LoadU(d16, from + 3 * half_stride);
-  V a4 = hn::LoadU(d16, from + 4 * half_stride);
-  V a5 = hn::LoadU(d16, from + 5 * half_stride);
-  V a6 = hn::LoadU(d16, from + 6 * half_stride);
-  V a7 = hn::LoadU(d16, from + 7 * half_stride);
-  for (int round = 0; round < 3; ++round) {
-    const V b0 = hn::InterleaveLower(d16, a0, a4);
-    const V b1 = hn::InterleaveUpper(d16, a0, a4);
-    const V b2 = hn::InterleaveLower(d16, a1, a5);
-    const V b3 = hn::InterleaveUpper(d16, a1, a5);
-    const V b4 = hn::InterleaveLower(d16, a2, a6);
-    const V b5 = hn::InterleaveUpper(d16, a2, a6);
-    const V b6 = hn::InterleaveLower(d16, a3, a7);
-    const V b7 = hn::InterleaveUpper(d16, a3, a7);
-    a0 = b0, a1 = b1, a2 = b2, a3 = b3, a4 = b4, a5 = b5, a6 = b6, a7 = b7;
-  }
-  HWY_ALIGN Half rows[8][8];
-  auto* to = reinterpret_cast<uint16_t*>(rows);
-  hn::Store(a0, d16, to), hn::Store(a1, d16, to + 8);
-  hn::Store(a2, d16, to + 16), hn::Store(a3, d16, to + 24);
-  hn::Store(a4, d16, to + 32), hn::Store(a5, d16, to + 40);
-  hn::Store(a6, d16, to + 48), hn::Store(a7, d16, to + 56);
-  for (int i = 0; i < 8; ++i) HalfToFloatImpl(rows[i], 8, x + i * stride);
-}
-#endif
-
-void HalfToFloatTransposedImpl(const Half* half, int tokens, int head_dim,
-                               float* x, int64_t stride) {
-  int t = 0;
-#if HWY_TARGET != HWY_SCALAR
-  for (; t + 8 <= tokens; t += 8)
-    for (int d = 0; d < head_dim; d += 8)
-      Transpose8x8(half + int64_t{t} * head_dim + d, head_dim,
-                   x + d * stride + t, stride);
-#endif
-  for (; t < tokens; ++t)
-    for (int d = 0; d < head_dim; ++d)
-      x[d * stride + t] = ToFloat(half[int64_t{t} * head_dim + d]);
-}
+using Floats = hn::CappedTag<float, kTokenStep>;
+constexpr int kLanes = HWY_MIN(HWY_LANES(float), kTokenStep);
 
 // kRows rows against kVecs vectors of tokens.
 template <int kRows, int kVecs>
@@ -103,13 +40,13 @@ HWY_INLINE void ScoreBlock(const float* queries, int head_dim,
 template <int kRows>
 HWY_INLINE void ScoreRows(const float* queries, int head_dim, const float* keys,
                           int tokens, float* scores) {
-  constexpr int kStep = HWY_MAX(1, kTokenStep / kLanes);
+  constexpr int kStep = kTokenStep / kLanes;
+  // As many vectors as fill the pipeline and fit the registers.
+  constexpr int kMany = HWY_MAX(kStep, kLanes == 16 ? 4 : kRows <= 3 ? 4 : 2);
   const int padded = PaddedTokens(tokens);
   int t = 0;
-  if constexpr (kRows <= 3) {  // few rows: more tokens to fill the pipeline
-    for (; t + 2 * kTokenStep <= padded; t += 2 * kTokenStep)
-      ScoreBlock<kRows, 2 * kStep>(queries, head_dim, keys + t, scores + t);
-  }
+  for (; t + kMany * kLanes <= padded; t += kMany * kLanes)
+    ScoreBlock<kRows, kMany>(queries, head_dim, keys + t, scores + t);
   for (; t < padded; t += kTokenStep)
     ScoreBlock<kRows, kStep>(queries, head_dim, keys + t, scores + t);
 }
@@ -127,11 +64,11 @@ void ScoreTileImpl(const float* queries, int rows, int head_dim,
   if (rows - r == 1) ScoreRows<1>(queries, head_dim, keys, tokens, scores);
 }
 
-void SoftmaxTileImpl(float* scores, int rows, int tokens, float* max,
-                     float* sum, float* rescale) {
+void SoftmaxTileImpl(float* scores, int64_t stride, int rows, int tokens,
+                     float* max, float* sum, float* rescale) {
   const Floats d;
   const int padded = PaddedTokens(tokens);
-  for (int r = 0; r < rows; ++r, scores += kTileTokens) {
+  for (int r = 0; r < rows; ++r, scores += stride) {
     auto highest = hn::Set(d, max[r]);
     for (int t = 0; t < padded; t += kLanes)
       highest = hn::Max(highest, hn::Load(d, scores + t));
@@ -149,19 +86,19 @@ void SoftmaxTileImpl(float* scores, int rows, int tokens, float* max,
 }
 
 // kRows rows and kVecs vectors of channels.
-template <int kRows, int kVecs>
-HWY_INLINE void AccumulateBlock(const float* weights, const float* rescale,
+template <int kRows, int kVecs, class D>
+HWY_INLINE void AccumulateBlock(D d, const float* weights, const float* rescale,
                                 const float* values, int tokens, int head_dim,
                                 float* out) {
-  const Floats d;
-  hn::Vec<Floats> sum[kRows][kVecs];
+  const int lanes = static_cast<int>(hn::Lanes(d));
+  hn::Vec<D> sum[kRows][kVecs];
   for (int r = 0; r < kRows; ++r)
     for (int v = 0; v < kVecs; ++v)
-      sum[r][v] = hn::Mul(hn::Load(d, out + r * head_dim + v * kLanes),
+      sum[r][v] = hn::Mul(hn::LoadU(d, out + r * head_dim + v * lanes),
                           hn::Set(d, rescale[r]));
   for (int t = 0; t < tokens; ++t, values += head_dim) {
-    hn::Vec<Floats> value[kVecs];
-    for (int v = 0; v < kVecs; ++v) value[v] = hn::Load(d, values + v * kLanes);
+    hn::Vec<D> value[kVecs];
+    for (int v = 0; v < kVecs; ++v) value[v] = hn::LoadU(d, values + v * lanes);
     for (int r = 0; r < kRows; ++r) {
       const auto weight = hn::Set(d, weights[r * kTileTokens + t]);
       for (int v = 0; v < kVecs; ++v)
@@ -170,25 +107,25 @@ HWY_INLINE void AccumulateBlock(const float* weights, const float* rescale,
   }
   for (int r = 0; r < kRows; ++r)
     for (int v = 0; v < kVecs; ++v)
-      hn::Store(sum[r][v], d, out + r * head_dim + v * kLanes);
+      hn::StoreU(sum[r][v], d, out + r * head_dim + v * lanes);
 }
 
 template <int kRows>
 HWY_INLINE void AccumulateRows(const float* weights, const float* rescale,
                                const float* values, int tokens, int head_dim,
                                float* out) {
+  const Floats d;
+  constexpr int kMany = kLanes == 16 || kRows <= 3 ? 4 : 2;
   int c = 0;
-  if constexpr (kRows <= 3) {
-    for (; c + 4 * kLanes <= head_dim; c += 4 * kLanes)
-      AccumulateBlock<kRows, 4>(weights, rescale, values + c, tokens, head_dim,
-                                out + c);
-  }
-  for (; c + 2 * kLanes <= head_dim; c += 2 * kLanes)
-    AccumulateBlock<kRows, 2>(weights, rescale, values + c, tokens, head_dim,
+  for (; c + kMany * kLanes <= head_dim; c += kMany * kLanes)
+    AccumulateBlock<kRows, kMany>(d, weights, rescale, values + c, tokens,
+                                  head_dim, out + c);
+  for (; c + kLanes <= head_dim; c += kLanes)
+    AccumulateBlock<kRows, 1>(d, weights, rescale, values + c, tokens, head_dim,
                               out + c);
-  for (; c < head_dim; c += kLanes)
-    AccumulateBlock<kRows, 1>(weights, rescale, values + c, tokens, head_dim,
-                              out + c);
+  if (c < head_dim)  // a multiple of 8
+    AccumulateBlock<kRows, 1>(hn::CappedTag<float, 8>(), weights, rescale,
+                              values + c, tokens, head_dim, out + c);
 }
 
 void AccumulateTileImpl(const float* weights, const float* rescale, int rows,
@@ -216,21 +153,9 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace kvmix {
 
-HWY_EXPORT(HalfToFloatImpl);
-HWY_EXPORT(HalfToFloatTransposedImpl);
 HWY_EXPORT(ScoreTileImpl);
 HWY_EXPORT(SoftmaxTileImpl);
 HWY_EXPORT(AccumulateTileImpl);
-
-void HalfToFloat(const Half* half, int64_t n, float* x) {
-  HWY_DYNAMIC_DISPATCH(HalfToFloatImpl)(half, n, x);
-}
-
-void HalfToFloatTransposed(const Half* half, int tokens, int head_dim, float* x,
-                           int64_t stride) {
-  HWY_DYNAMIC_DISPATCH(HalfToFloatTransposedImpl)
-  (half, tokens, head_dim, x, stride);
-}
 
 void ScoreTile(const float* queries, int rows, int head_dim, const float* keys,
                int tokens, float* scores) {
@@ -238,10 +163,10 @@ void ScoreTile(const float* queries, int rows, int head_dim, const float* keys,
   (queries, rows, head_dim, keys, tokens, scores);
 }
 
-void SoftmaxTile(float* scores, int rows, int tokens, float* max, float* sum,
-                 float* rescale) {
+void SoftmaxTile(float* scores, int64_t stride, int rows, int tokens,
+                 float* max, float* sum, float* rescale) {
   HWY_DYNAMIC_DISPATCH(SoftmaxTileImpl)
-  (scores, rows, tokens, max, sum, rescale);
+  (scores, stride, rows, tokens, max, sum, rescale);
 }
 
 void AccumulateTile(const float* weights, const float* rescale, int rows,

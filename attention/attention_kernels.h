@@ -7,8 +7,6 @@
 
 #include <cstdint>
 
-#include "kvmix/base/half.h"
-
 namespace kvmix {
 
 inline constexpr int kTileTokens = 64;
@@ -23,26 +21,18 @@ inline constexpr float kMaskedScore = -1e38f;
 // Running maximum before the first token.
 inline constexpr float kNoScore = -1e30f;
 
-// x [n] = half [n], n a multiple of 8.
-void HalfToFloat(const Half* half, int64_t n, float* x);
-
-// x [head_dim, stride] = half [tokens, head_dim], transposed; head_dim a
-// multiple of 8.
-void HalfToFloatTransposed(const Half* half, int tokens, int head_dim, float* x,
-                           int64_t stride);
-
 // scores [R, kTileTokens] = queries [R, D] * keys [D, kTileTokens], the first
 // PaddedTokens(tokens) columns.
 void ScoreTile(const float* queries, int rows, int head_dim, const float* keys,
                int tokens, float* scores);
 
 // One step of the online softmax (Milakov & Gimelshein, arXiv 1805.02867).
-// scores become exp(score - new maximum); max [R], sum [R] are brought up to
-// date; rescale [R] is what sums of earlier tiles must be multiplied by.
-// Columns up to PaddedTokens(tokens) count: those without a token hold
-// kMaskedScore.
-void SoftmaxTile(float* scores, int rows, int tokens, float* max, float* sum,
-                 float* rescale);
+// scores [R, stride] become exp(score - new maximum); max [R], sum [R] are
+// brought up to date; rescale [R] is what sums of earlier tiles must be
+// multiplied by. Columns up to PaddedTokens(tokens) count: those without a
+// token hold kMaskedScore.
+void SoftmaxTile(float* scores, int64_t stride, int rows, int tokens,
+                 float* max, float* sum, float* rescale);
 
 // out [R, D] = out * rescale [R] + weights [R, kTileTokens] * values [tokens,
 // D].

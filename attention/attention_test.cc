@@ -168,22 +168,12 @@ std::vector<float> Stored(const std::pmr::vector<KvStream>& streams, int D) {
   const int64_t N = streams[0].num_tokens();
   std::vector<float> x(N * G * D);
   for (int64_t g = 0; g < G; ++g) {
-    for (int64_t t = 0; t < N;) {
-      const KvStream::Piece piece = streams[g].PieceAt(t);
-      std::vector<float> rows(piece.num_tokens * D);
-      if (piece.half != nullptr) {
-        for (size_t i = 0; i < rows.size(); ++i)
-          rows[i] = ToFloat(piece.half[i]);
-      } else {
-        streams[g].codec()->Decode(piece.block, piece.first,
-                                   static_cast<int>(piece.num_tokens),
-                                   rows.data());
-      }
-      for (int64_t i = 0; i < piece.num_tokens; ++i)
-        for (int d = 0; d < D; ++d)
-          x[((t + i) * G + g) * D + d] = rows[i * D + d];
-      t += piece.num_tokens;
-    }
+    const bool keys = streams[g].side() == Side::kKey;
+    std::vector<float> own(N * D);
+    streams[g].Read(0, N, own.data(), keys ? N : D);
+    for (int64_t t = 0; t < N; ++t)
+      for (int d = 0; d < D; ++d)
+        x[(t * G + g) * D + d] = keys ? own[d * N + t] : own[t * D + d];
   }
   return x;
 }

@@ -74,8 +74,9 @@ struct KvCache::State {
         eviction(std::move(eviction)),
         layers(memory) {}
 
-  // The codec of `format`, null for 16 bits; made once per format.
-  absl::StatusOr<const BlockCodec*> CodecOf(const QuantFormat& format);
+  // The codec of `format`, null for 16 bits; made once per format and side.
+  absl::StatusOr<const BlockCodec*> CodecOf(const QuantFormat& format,
+                                            Side side);
   // `codec`, if the recency policy can serve it.
   absl::StatusOr<const BlockCodec*> Validated(const BlockCodec* codec,
                                               Side side, int bits) const;
@@ -98,13 +99,13 @@ struct KvCache::State {
   const CacheShape shape;
   const std::shared_ptr<const RecencyPolicy> recency;
   const std::shared_ptr<const EvictionPolicy> eviction;
-  std::map<std::string, std::unique_ptr<BlockCodec>> codecs;
+  std::map<std::pair<Side, std::string>, std::unique_ptr<BlockCodec>> codecs;
   std::vector<Bits> bits;  // [L]
   std::pmr::vector<Layer> layers;
 };
 
 absl::StatusOr<const BlockCodec*> KvCache::State::CodecOf(
-    const QuantFormat& format) {
+    const QuantFormat& format, Side side) {
   if (format.bits() == 0)
     return absl::InvalidArgumentError(
         "the plan has no format; bits must be what a quantizer offers, or 16");
@@ -116,9 +117,10 @@ absl::StatusOr<const BlockCodec*> KvCache::State::CodecOf(
           "bits is 16, not quantized, so that no other field may be set");
     return nullptr;
   }
-  std::unique_ptr<BlockCodec>& codec = codecs[format.SerializeAsString()];
+  std::unique_ptr<BlockCodec>& codec =
+      codecs[{side, format.SerializeAsString()}];
   if (codec == nullptr) {
-    KVMIX_ASSIGN_OR_RETURN(codec, MakeBlockCodec(format, shape.head_dim));
+    KVMIX_ASSIGN_OR_RETURN(codec, MakeBlockCodec(format, side, shape.head_dim));
   }
   return codec.get();
 }
@@ -137,13 +139,13 @@ absl::Status KvCache::State::AddLayer(int index, const LayerPlan& plan) {
   bits.push_back({plan.key().bits(), plan.value().bits()});
   for (Side side : {Side::kKey, Side::kValue}) {
     const QuantFormat& format = side == Side::kKey ? plan.key() : plan.value();
-    absl::StatusOr<const BlockCodec*> codec = CodecOf(format);
+    absl::StatusOr<const BlockCodec*> codec = CodecOf(format, side);
     if (codec.ok()) codec = Validated(*codec, side, format.bits());
     if (!codec.ok()) return AddContext(codec.status(), Place(index, side));
     auto& streams = side == Side::kKey ? layer.keys : layer.values;
     streams.reserve(shape.num_kv_heads);
     for (int head = 0; head < shape.num_kv_heads; ++head)
-      streams.emplace_back(*codec, shape.head_dim, recency->sink_tokens(),
+      streams.emplace_back(side, *codec, shape.head_dim, recency->sink_tokens(),
                            memory);
   }
   return absl::OkStatus();

@@ -117,34 +117,29 @@ void AppendChunk(KvCache& cache, const Tokens& tokens, int64_t n) {
   }
 }
 
-// All packed bytes of a stream's first `tokens` packed tokens.
-std::vector<float> PackedTokens(const KvStream& stream, int64_t sinks,
-                                int64_t tokens) {
-  std::vector<float> x;
-  for (int64_t t = sinks; t < sinks + tokens;) {
-    const KvStream::Piece piece = stream.PieceAt(t);
-    KVMIX_CHECK(piece.block != nullptr);
-    std::vector<float> rows(piece.num_tokens * kHeadDim);
-    stream.codec()->Decode(piece.block, piece.first,
-                           static_cast<int>(piece.num_tokens), rows.data());
-    x.insert(x.end(), rows.begin(), rows.end());
-    t += piece.num_tokens;
-  }
-  x.resize(std::min<size_t>(x.size(), tokens * kHeadDim));
-  return x;
+// Tokens [first, first + count) of a stream, as rows.
+std::vector<float> RowsOf(const KvStream& stream, int64_t first,
+                          int64_t count) {
+  const bool keys = stream.side() == Side::kKey;
+  std::vector<float> x(count * kHeadDim), rows(x.size());
+  stream.Read(first, count, x.data(), keys ? count : kHeadDim);
+  for (int64_t t = 0; t < count; ++t)
+    for (int d = 0; d < kHeadDim; ++d)
+      rows[t * kHeadDim + d] = keys ? x[d * count + t] : x[t * kHeadDim + d];
+  return rows;
 }
 
 std::vector<std::vector<uint8_t>> WholeBlocks(const KvStream& stream,
                                               int64_t sinks) {
   std::vector<std::vector<uint8_t>> blocks;
-  for (int64_t t = sinks; t < stream.num_tokens();) {
+  const int64_t tokens = stream.codec()->block_tokens();
+  for (int64_t t = sinks;
+       t + tokens <= stream.num_tokens() - stream.window_tokens();
+       t += tokens) {
     const KvStream::Piece piece = stream.PieceAt(t);
-    if (piece.num_tokens < stream.codec()->block_tokens() ||
-        piece.block == nullptr)
-      break;
+    EXPECT_EQ(piece.first, 0);
     blocks.emplace_back(piece.block,
                         piece.block + stream.codec()->bytes().total());
-    t += piece.num_tokens;
   }
   return blocks;
 }
@@ -248,8 +243,8 @@ TEST(KvCacheTest, PackedBytesDoNotDependOnHowTokensArrive) {
                 std::min(kTokens - options.sinks - a.window_tokens(),
                          kTokens - options.sinks - b.window_tokens());
             ASSERT_GT(packed, 100);
-            EXPECT_EQ(PackedTokens(a, options.sinks, packed),
-                      PackedTokens(b, options.sinks, packed));
+            EXPECT_EQ(RowsOf(a, options.sinks, packed),
+                      RowsOf(b, options.sinks, packed));
             auto blocks_a = WholeBlocks(a, options.sinks);
             auto blocks_b = WholeBlocks(b, options.sinks);
             const size_t common = std::min(blocks_a.size(), blocks_b.size());
@@ -270,22 +265,11 @@ TEST(KvCacheTest, EveryTokenIsStoredInOrderAndNearItsValue) {
   for (int head = 0; head < kHeads; ++head) {
     const KvStream& keys = cache->layer(0).keys[head];
     ASSERT_EQ(keys.num_tokens(), 300);
-    for (int64_t t = 0; t < 300;) {
-      const KvStream::Piece piece = keys.PieceAt(t);
-      std::vector<float> rows(piece.num_tokens * kHeadDim);
-      if (piece.half != nullptr)
-        for (size_t i = 0; i < rows.size(); ++i)
-          rows[i] = ToFloat(piece.half[i]);
-      else
-        keys.codec()->Decode(piece.block, piece.first,
-                             static_cast<int>(piece.num_tokens), rows.data());
-      for (int64_t i = 0; i < piece.num_tokens; ++i)
-        for (int d = 0; d < kHeadDim; ++d) {
-          const float x = tokens.key(t + i)[head * kHeadDim + d];
-          ASSERT_NEAR(rows[i * kHeadDim + d], x, piece.half ? 2e-3 : 2e-2);
-        }
-      t += piece.num_tokens;
-    }
+    const std::vector<float> rows = RowsOf(keys, 0, 300);
+    for (int64_t t = 0; t < 300; ++t)
+      for (int d = 0; d < kHeadDim; ++d)
+        ASSERT_NEAR(rows[t * kHeadDim + d], tokens.key(t)[head * kHeadDim + d],
+                    keys.PieceAt(t).half ? 2e-3 : 2e-2);
   }
 }
 
@@ -300,7 +284,7 @@ TEST(KvCacheTest, SinkTokensAreNeverQuantized) {
       const KvStream::Piece piece = keys.PieceAt(t);
       ASSERT_NE(piece.half, nullptr);
       for (int d = 0; d < kHeadDim; ++d)
-        EXPECT_EQ(piece.half[d].bits,
+        EXPECT_EQ(piece.half[d * piece.stride].bits,
                   ToHalf(tokens.key(t)[head * kHeadDim + d]).bits);
     }
     EXPECT_EQ(keys.PieceAt(kSinks).half, nullptr);

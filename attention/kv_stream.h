@@ -5,10 +5,13 @@
 // Tokens enter at the right, rounded to half, and leave the window's left end
 // in order into packed blocks, so block b holds the same tokens however they
 // arrived. All three parts lie in pages:
-//   sinks, window   32 tokens a page, [32, D] half, tokens in order; a sink
-//                   page no longer than the sinks need
+//   sinks, window   kPageTokens tokens a page; a sink page has no more room
+//   than
+//                   the sinks need
 //   blocks          kBlocksPerPage blocks a page
-// A window page is freed as soon as its last token has left.
+// A window page is freed as soon as its last token has left. A page of keys is
+// [D, tokens] half, one of values [tokens, D], so that products with queries
+// and with attention weights run down registers.
 #pragma once
 
 #include <cstdint>
@@ -27,8 +30,8 @@ class KvStream {
   static constexpr int kBlocksPerPage = 4;
 
   // codec: null if tokens never leave the window. It outlives the stream.
-  KvStream(const BlockCodec* codec, int head_dim, int64_t sink_tokens,
-           std::pmr::memory_resource* memory);
+  KvStream(Side side, const BlockCodec* codec, int head_dim,
+           int64_t sink_tokens, std::pmr::memory_resource* memory);
   ~KvStream();
   KvStream(KvStream&&) = default;
   KvStream& operator=(KvStream&&) = delete;
@@ -37,17 +40,29 @@ class KvStream {
     return num_sinks_ + num_packed_ + window_tokens();
   }
   int64_t window_tokens() const { return window_end_ - num_packed_; }
+  Side side() const { return side_; }
   const BlockCodec* codec() const { return codec_; }
 
-  // Tokens that lie in one piece, from an asked one on.
+  // Tokens that lie in one page, from an asked one on.
   struct Piece {
     int64_t num_tokens = 0;
-    const Half* half = nullptr;      // [num_tokens, D], or null: packed,
-    const uint8_t* block = nullptr;  // in codec()'s block,
-    int first = 0;                   // from this token of it on
+    // Half precision: the token's first number. Keys: channels lie `stride`
+    // halves apart, tokens 1; values: tokens lie `stride` apart, channels 1.
+    const Half* half = nullptr;
+    int64_t stride = 0;
+    // Or packed: in this block; the next blocks of the page follow every
+    // block_stride() bytes.
+    const uint8_t* block = nullptr;
+    int first = 0;      // the token's place in the page, or in the block
+    int64_t ahead = 0;  // bytes from its page to the next; 0: there is none
   };
   // Precondition: token in [0, num_tokens()).
   Piece PieceAt(int64_t token) const;
+  int64_t block_stride() const;
+
+  // Tokens [first, first + count) as floats, in the order of BlockCodec: keys
+  // x [D, stride], values x [count, stride].
+  void Read(int64_t first, int64_t count, float* x, int64_t stride) const;
 
   // x: rows of D floats, `stride` floats apart, that fit half.
   void Append(const float* x, int64_t stride, int64_t count);
@@ -62,17 +77,32 @@ class KvStream {
   template <typename T>
   using Table = std::pmr::vector<T*>;
 
-  int64_t SinkPageBytes(size_t page) const;
+  // Bytes from page i of a table to the next; 0 from the last.
+  template <typename T>
+  static int64_t Ahead(const Table<T>& pages, int64_t i) {
+    return i + 1 < static_cast<int64_t>(pages.size())
+               ? reinterpret_cast<const char*>(pages[i + 1]) -
+                     reinterpret_cast<const char*>(pages[i])
+               : 0;
+  }
+  int64_t SinkPageTokens(int64_t page) const;
+  int64_t SinkPageBytes(int64_t page) const;
   int64_t WindowPageBytes() const;
-  int64_t BlockBytesInPage() const;
-  Half* NewRow();
-  Half* WindowRow(int64_t position) const;
+  // A place for tokens that come next: in a page, `num_tokens` of them.
+  Piece NewPlace(int64_t num_tokens);
+  Piece WindowPiece(int64_t position, int64_t end) const;
+  Piece SinkPiece(int64_t token, int64_t end) const;
+  void ReadHalf(const Piece& piece, int64_t count, float* x,
+                int64_t stride) const;
+  void ReadPacked(const Piece& piece, int64_t count, float* x,
+                  int64_t stride) const;
   uint8_t* Block(int64_t index) const;
   void FreeLeftPages(int64_t old_begin);
   std::pmr::memory_resource* memory() const {
     return window_pages_.get_allocator().resource();
   }
 
+  Side side_;
   const BlockCodec* codec_;
   int head_dim_;
   int64_t max_sinks_;

@@ -9,7 +9,7 @@
 namespace kvmix {
 namespace {
 
-absl::Status AddFormat(const QuantFormat& format, int head_dim,
+absl::Status AddFormat(const QuantFormat& format, Side side, int head_dim,
                        AverageBits& sum) {
   if (format.bits() == 0)
     return absl::InvalidArgumentError("the plan has no format");
@@ -19,7 +19,7 @@ absl::Status AddFormat(const QuantFormat& format, int head_dim,
     return absl::OkStatus();
   }
   KVMIX_ASSIGN_OR_RETURN(const std::unique_ptr<BlockCodec> codec,
-                         MakeBlockCodec(format, head_dim));
+                         MakeBlockCodec(format, side, head_dim));
   sum.effective += codec->effective_bits(head_dim);
   return absl::OkStatus();
 }
@@ -31,12 +31,12 @@ absl::StatusOr<PlanBits> BitsOfPlan(const CachePlan& plan, int head_dim) {
     return absl::InvalidArgumentError("the plan has no layers");
   PlanBits bits;
   for (int i = 0; i < plan.layer_size(); ++i) {
-    KVMIX_RETURN_IF_ERROR(
-        AddContext(AddFormat(plan.layer(i).key(), head_dim, bits.key),
-                   absl::StrCat("layer ", i, " keys")));
-    KVMIX_RETURN_IF_ERROR(
-        AddContext(AddFormat(plan.layer(i).value(), head_dim, bits.value),
-                   absl::StrCat("layer ", i, " values")));
+    KVMIX_RETURN_IF_ERROR(AddContext(
+        AddFormat(plan.layer(i).key(), Side::kKey, head_dim, bits.key),
+        absl::StrCat("layer ", i, " keys")));
+    KVMIX_RETURN_IF_ERROR(AddContext(
+        AddFormat(plan.layer(i).value(), Side::kValue, head_dim, bits.value),
+        absl::StrCat("layer ", i, " values")));
   }
   for (AverageBits* side : {&bits.key, &bits.value}) {
     side->nominal /= plan.layer_size();

@@ -2,13 +2,17 @@
 // values along either axis. KVmix and KIVI store keys PER_CHANNEL, because
 // their outliers sit in channels, and values PER_TOKEN.
 //
-// A block of N tokens:
+// A block is 32 tokens, or the group's with PER_CHANNEL. Dense codes in groups
+// of a multiple of 32, with a head_dim that is one as well, lie as attention's
+// kernels read them (lane_block.h). All others, and KVmix's words, are strings
+// of bits, group after group:
 //   codes   [groups, words] uint32, a group as bit_packing.h draws it
 //   scales  [groups] half
 //   zeros   [groups] half
-// PER_CHANNEL: N = group_size, group c is channel c. PER_TOKEN: N = 32, group
-// t * (D / group_size) + j is channels [j, j + 1) * group_size of token t.
+// PER_CHANNEL: group c is channel c. PER_TOKEN: group t * (D / group_size) + j
+// is channels [j, j + 1) * group_size of token t.
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -31,17 +35,87 @@ namespace {
 constexpr char kName[] = "group_affine";
 constexpr int kMaxHeadDim = 4096;
 constexpr int kPerTokenBlockTokens = 32;
-constexpr int kElevenCodes = 11;
+constexpr int kElevenCodes = ElevenBlock::kTokens;
 
-class GroupAffineCodec final : public BlockCodec {
+// A block and the tokens of it that are meant.
+void CheckRange(const BlockCodec& codec, int first, int count) {
+  KVMIX_CHECK(
+      first >= 0 && count >= 0 && first + count <= codec.block_tokens() &&
+      first % codec.granularity() == 0 && count % codec.granularity() == 0)
+      << "tokens [" << first << ", " << first + count << ") of a block of "
+      << codec.block_tokens() << ", granularity " << codec.granularity();
+}
+
+class LaneCodec final : public BlockCodec {
  public:
-  GroupAffineCodec(const GroupFormat& group, bool per_channel, int head_dim)
-      : group_(group),
-        per_channel_(per_channel),
+  static bool Fits(const QuantFormat& format, int head_dim) {
+    return format.packing() == QuantFormat::DENSE &&
+           format.group_size() % LaneBlock::kSlice == 0 &&
+           head_dim % LaneBlock::kSlice == 0;
+  }
+
+  LaneCodec(const QuantFormat& format, Side side, int head_dim)
+      : keys_(side == Side::kKey),
+        per_channel_(format.axis() == QuantFormat::PER_CHANNEL),
+        tokens_(per_channel_ ? format.group_size() : kPerTokenBlockTokens),
+        block_{.bits = format.bits(),
+               .lanes = keys_ ? tokens_ : head_dim,
+               .inner = keys_ ? head_dim : tokens_,
+               .group = format.group_size(),
+               .groups_along_lanes = keys_ == per_channel_} {}
+
+  int block_tokens() const override { return tokens_; }
+  int granularity() const override { return per_channel_ ? tokens_ : 1; }
+  BlockBytes bytes() const override {
+    return {.codes = block_.code_bytes(),
+            .scales = block_.scale_bytes(),
+            .zeros = block_.scale_bytes()};
+  }
+  void Encode(const float* x, int64_t stride, int first, int count,
+              uint8_t* block) const override {
+    EncodeLanes(block_, PartOf(first, count), x, stride, block);
+  }
+  void Decode(const uint8_t* block, int first, int count, float* x,
+              int64_t stride) const override {
+    DecodeLanes(block_, PartOf(first, count), block, x, stride);
+  }
+  const LaneBlock* lane_block() const override { return &block_; }
+
+ private:
+  LanePart PartOf(int first, int count) const {
+    CheckRange(*this, first, count);
+    return keys_ ? LanePart{.first_lane = first,
+                            .num_lanes = count,
+                            .first_inner = 0,
+                            .num_inner = block_.inner}
+                 : LanePart{.first_lane = 0,
+                            .num_lanes = block_.lanes,
+                            .first_inner = first,
+                            .num_inner = count};
+  }
+
+  const bool keys_, per_channel_;
+  const int tokens_;
+  const LaneBlock block_;
+};
+
+class StringCodec final : public BlockCodec {
+ public:
+  StringCodec(const QuantFormat& format, Side side, int head_dim)
+      : group_{.bits = format.bits(),
+               .size = format.group_size(),
+               .packing = format.packing()},
+        keys_(side == Side::kKey),
+        per_channel_(format.axis() == QuantFormat::PER_CHANNEL),
         head_dim_(head_dim),
-        groups_per_token_(per_channel ? 0 : head_dim / group.size),
-        num_groups_(per_channel ? head_dim
-                                : kPerTokenBlockTokens * groups_per_token_) {}
+        groups_per_token_(per_channel_ ? 0 : head_dim / group_.size),
+        num_groups_(per_channel_ ? head_dim
+                                 : kPerTokenBlockTokens * groups_per_token_),
+        eleven_{
+            .head_dim = head_dim,
+            .last_scale = group_.packing == QuantFormat::KVMIX_3BIT_11_RESCALED
+                              ? 7.0f / 3.0f
+                              : 1.0f} {}
 
   int block_tokens() const override {
     return per_channel_ ? group_.size : kPerTokenBlockTokens;
@@ -52,45 +126,47 @@ class GroupAffineCodec final : public BlockCodec {
             .scales = int64_t{2} * num_groups_,
             .zeros = int64_t{2} * num_groups_};
   }
+  const ElevenBlock* eleven_block() const override {
+    return keys_ && group_.packing != QuantFormat::DENSE ? &eleven_ : nullptr;
+  }
 
-  void Encode(const float* x, int first, int count,
+  void Encode(const float* x, int64_t stride, int first, int count,
               uint8_t* block) const override {
-    CheckRange(first, count);
-    const Groups groups = GroupsOf(block, first);
-    if (!per_channel_) {
-      EncodeGroups(group_, x, count * groups_per_token_, groups.words,
-                   groups.scales, groups.zeros);
-      return;
+    CheckRange(*this, first, count);
+    const int size = per_channel_ ? group_.size : head_dim_;
+    const int rows = per_channel_ ? head_dim_ : count;
+    std::vector<float> groups(static_cast<size_t>(rows) * size);
+    if (keys_ == per_channel_) {
+      for (int row = 0; row < rows; ++row)
+        std::copy_n(x + row * stride, size, groups.data() + row * size);
+    } else {
+      Transpose(x, size, rows, stride, groups.data(), size);
     }
-    std::vector<float> channels(static_cast<size_t>(head_dim_) * count);
-    Transpose(x, count, head_dim_, head_dim_, channels.data(), count);
-    EncodeGroups(group_, channels.data(), head_dim_, groups.words,
-                 groups.scales, groups.zeros);
+    const Groups to = GroupsOf(block, first);
+    EncodeGroups(group_, groups.data(), NumGroups(count), to.words, to.scales,
+                 to.zeros);
   }
 
-  void Decode(const uint8_t* block, int first, int count,
-              float* x) const override {
-    CheckRange(first, count);
-    if (!per_channel_) {
-      DecodeTo(block, first, count * groups_per_token_, x, group_.size);
+  void Decode(const uint8_t* block, int first, int count, float* x,
+              int64_t stride) const override {
+    CheckRange(*this, first, count);
+    const int size = per_channel_ ? group_.size : head_dim_;
+    const int rows = per_channel_ ? head_dim_ : count;
+    const Groups from = GroupsOf(const_cast<uint8_t*>(block), first);
+    if (keys_ && per_channel_) {
+      DecodeGroups(group_, from.words, from.scales, from.zeros, rows, x,
+                   stride);
       return;
     }
-    std::vector<float> channels(static_cast<size_t>(head_dim_) * count);
-    DecodeTo(block, first, head_dim_, channels.data(), count);
-    Transpose(channels.data(), head_dim_, count, count, x, head_dim_);
-  }
-
-  void DecodeTransposed(const uint8_t* block, int first, int count, float* x,
-                        int64_t stride) const override {
-    CheckRange(first, count);
-    if (per_channel_) {
-      DecodeTo(block, first, head_dim_, x, stride);
-      return;
+    std::vector<float> groups(static_cast<size_t>(rows) * size);
+    DecodeGroups(group_, from.words, from.scales, from.zeros, NumGroups(count),
+                 groups.data(), group_.size);
+    if (keys_ == per_channel_) {
+      for (int row = 0; row < rows; ++row)
+        std::copy_n(groups.data() + row * size, size, x + row * stride);
+    } else {
+      Transpose(groups.data(), rows, size, size, x, stride);
     }
-    std::vector<float> tokens(static_cast<size_t>(head_dim_) * count);
-    DecodeTo(block, first, count * groups_per_token_, tokens.data(),
-             group_.size);
-    Transpose(tokens.data(), count, head_dim_, head_dim_, x, stride);
   }
 
  private:
@@ -100,12 +176,8 @@ class GroupAffineCodec final : public BlockCodec {
     Half* zeros;
   };
 
-  void CheckRange(int first, int count) const {
-    KVMIX_CHECK(first >= 0 && count >= 0 && first + count <= block_tokens() &&
-                first % granularity() == 0 && count % granularity() == 0)
-        << "tokens [" << first << ", " << first + count << ") of a block of "
-        << block_tokens() << ", granularity " << granularity();
-    KVMIX_CHECK(!per_channel_ || count == group_.size);
+  int NumGroups(int count) const {
+    return per_channel_ ? head_dim_ : count * groups_per_token_;
   }
 
   // The groups of `block` from token `first` on.
@@ -119,13 +191,6 @@ class GroupAffineCodec final : public BlockCodec {
     };
   }
 
-  void DecodeTo(const uint8_t* block, int first, int num_groups, float* x,
-                int64_t stride) const {
-    const Groups groups = GroupsOf(const_cast<uint8_t*>(block), first);
-    DecodeGroups(group_, groups.words, groups.scales, groups.zeros, num_groups,
-                 x, stride);
-  }
-
   // out [columns, out_stride] = in [rows, in_stride]^T
   static void Transpose(const float* in, int rows, int columns,
                         int64_t in_stride, float* out, int64_t out_stride) {
@@ -135,10 +200,11 @@ class GroupAffineCodec final : public BlockCodec {
   }
 
   const GroupFormat group_;
-  const bool per_channel_;
+  const bool keys_, per_channel_;
   const int head_dim_;
   const int groups_per_token_;
   const int num_groups_;
+  const ElevenBlock eleven_;
 };
 
 std::string DivisorsFrom8(int head_dim) {
@@ -225,13 +291,11 @@ class GroupAffine final : public Quantizer {
   }
 
   absl::StatusOr<std::unique_ptr<BlockCodec>> MakeCodec(
-      const QuantFormat& format, int head_dim) const override {
+      const QuantFormat& format, Side side, int head_dim) const override {
     KVMIX_RETURN_IF_ERROR(ValidateFormat(format, head_dim));
-    const GroupFormat group{.bits = format.bits(),
-                            .size = format.group_size(),
-                            .packing = format.packing()};
-    return std::make_unique<GroupAffineCodec>(
-        group, format.axis() == QuantFormat::PER_CHANNEL, head_dim);
+    if (LaneCodec::Fits(format, head_dim))
+      return std::make_unique<LaneCodec>(format, side, head_dim);
+    return std::make_unique<StringCodec>(format, side, head_dim);
   }
 
  private:

@@ -23,7 +23,7 @@ absl::StatusOr<std::unique_ptr<Quantizer>> Make(
 double EffectiveBits(const Quantizer& quantizer, Side side, int bits) {
   const auto format = quantizer.FormatFor(side, bits, 64);
   EXPECT_OK(format);
-  const auto codec = quantizer.MakeCodec(*format, 64);
+  const auto codec = quantizer.MakeCodec(*format, side, 64);
   EXPECT_OK(codec);
   return (*codec)->effective_bits(64);
 }
@@ -58,7 +58,7 @@ TEST(GroupAffineTest, KvmixsThreeBitWordsTakeThreeBitKeysOfElevenTokens) {
     ASSERT_OK_AND_ASSIGN(QuantFormat format,
                          quantizer->FormatFor(Side::kKey, 3, 64));
     EXPECT_EQ(format.packing(), packing);
-    ASSERT_OK_AND_ASSIGN(auto codec, MakeBlockCodec(format, 64));
+    ASSERT_OK_AND_ASSIGN(auto codec, MakeBlockCodec(format, Side::kKey, 64));
     EXPECT_EQ(codec->block_tokens(), 11);
     EXPECT_EQ(codec->granularity(), 11);
     EXPECT_NEAR(codec->effective_bits(64), 64.0 / 11, 1e-12);  // 5.82
@@ -72,15 +72,16 @@ TEST(GroupAffineTest, APerChannelBlockIsItsGroupsOneChannelAfterAnother) {
   ASSERT_OK_AND_ASSIGN(auto quantizer, Make());
   ASSERT_OK_AND_ASSIGN(QuantFormat format,
                        quantizer->FormatFor(Side::kKey, 1, 8));
-  ASSERT_OK_AND_ASSIGN(auto codec, MakeBlockCodec(format, 8));
+  ASSERT_OK_AND_ASSIGN(auto codec, MakeBlockCodec(format, Side::kKey, 8));
   // Channel c is c everywhere but at token c, where it is c + 1.
   std::vector<float> x(32 * 8);
   for (int t = 0; t < 32; ++t)
-    for (int c = 0; c < 8; ++c) x[t * 8 + c] = static_cast<float>(c + (t == c));
+    for (int c = 0; c < 8; ++c)
+      x[c * 32 + t] = static_cast<float>(c + (t == c));
   ASSERT_EQ(codec->bytes().codes, 4 * 8);
   ASSERT_EQ(codec->bytes().total(), 4 * 8 + 2 * 8 + 2 * 8);
   std::vector<uint32_t> block(codec->bytes().total() / 4);
-  codec->Encode(x.data(), 0, 32, reinterpret_cast<uint8_t*>(block.data()));
+  codec->Encode(x.data(), 32, 0, 32, reinterpret_cast<uint8_t*>(block.data()));
   for (int c = 0; c < 8; ++c) EXPECT_EQ(block[c], 1u << c);
   for (int c = 8; c < 12; ++c) EXPECT_EQ(block[c], 0x3c003c00u);  // halves 1, 1
   EXPECT_EQ(block[12], 0x3c000000u);                              // 0, 1
@@ -95,7 +96,7 @@ TEST(GroupAffineTest, RefusesFormatsThatItCannotRead) {
     format.set_group_size(32);
     format.set_axis(QuantFormat::PER_TOKEN);
     edit(format);
-    return MakeBlockCodec(format, head_dim).status();
+    return MakeBlockCodec(format, Side::kValue, head_dim).status();
   };
   const auto invalid = [](const char* text) {
     return StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(text));

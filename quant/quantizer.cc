@@ -5,13 +5,13 @@
 namespace kvmix {
 
 absl::StatusOr<std::unique_ptr<BlockCodec>> MakeBlockCodec(
-    const QuantFormat& format, int head_dim) {
+    const QuantFormat& format, Side side, int head_dim) {
   Component component;
   component.set_name(format.quantizer());
   KVMIX_ASSIGN_OR_RETURN(
       std::unique_ptr<Quantizer> quantizer,
       Registry<Quantizer>::Get().Make(component, "quantizer"));
-  return quantizer->MakeCodec(format, head_dim);
+  return quantizer->MakeCodec(format, side, head_dim);
 }
 
 }  // namespace kvmix

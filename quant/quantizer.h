@@ -11,6 +11,7 @@
 #include <memory>
 
 #include "absl/status/statusor.h"
+#include "quant/lane_block.h"
 #include "quant/quant_format.pb.h"
 
 namespace kvmix {
@@ -28,30 +29,33 @@ struct BlockBytes {
   int64_t total() const { return codes + scales + zeros; }
 };
 
-// Packs tokens of one KV head. D = head_dim. A block has room for
+// Packs tokens of one KV head, of one side. D = head_dim. A block has room for
 // block_tokens() tokens and is written in multiples of granularity() tokens,
 // oldest first: a per-channel format at once (granularity == block_tokens), a
 // per-token format token by token (granularity 1). What is written never
 // depends on how the tokens arrived. `first` and `count` below are multiples of
 // granularity(). Thread-safe.
+//
+// Numbers are shown as attention reads them:
+//   keys     x [D, stride], token first + t in column t, stride >= count
+//   values   x [count, stride], token first + t in row t, stride >= D
 class BlockCodec {
  public:
   virtual ~BlockCodec() = default;
   virtual int block_tokens() const = 0;
   virtual int granularity() const = 0;
   virtual BlockBytes bytes() const = 0;
-  // Quantizes x [count, D] into tokens [first, first + count) of `block`
-  // (bytes().total() bytes, 4-byte aligned).
-  virtual void Encode(const float* x, int first, int count,
+  // Quantizes x into tokens [first, first + count) of `block`: bytes().total()
+  // bytes, 4-byte aligned, 0 where nothing has been written.
+  virtual void Encode(const float* x, int64_t stride, int first, int count,
                       uint8_t* block) const = 0;
-  // x [count, D] = tokens [first, first + count) of `block`.
-  virtual void Decode(const uint8_t* block, int first, int count,
-                      float* x) const = 0;
-  // The same numbers transposed: x [D, stride], token t in column t - first.
-  // Attention reads keys so; a scheme whose groups run along tokens has them
-  // so.
-  virtual void DecodeTransposed(const uint8_t* block, int first, int count,
-                                float* x, int64_t stride) const = 0;
+  // x = tokens [first, first + count) of `block`.
+  virtual void Decode(const uint8_t* block, int first, int count, float* x,
+                      int64_t stride) const = 0;
+  // How codes lie, if attention's kernels can compute with them in place; null:
+  // attention decodes a block before it reads it.
+  virtual const LaneBlock* lane_block() const { return nullptr; }
+  virtual const ElevenBlock* eleven_block() const { return nullptr; }
   // Bits an element takes, scales and zero points included.
   double effective_bits(int head_dim) const {
     return 8.0 * bytes().total() /
@@ -69,12 +73,12 @@ class Quantizer {
   // Errors: a format of another scheme, or one that head_dim or the rules of
   // the scheme do not allow.
   virtual absl::StatusOr<std::unique_ptr<BlockCodec>> MakeCodec(
-      const QuantFormat& format, int head_dim) const = 0;
+      const QuantFormat& format, Side side, int head_dim) const = 0;
 };
 
 // The codec of any format whose quantizer is linked. Must not be called for
 // bits == 16.
 absl::StatusOr<std::unique_ptr<BlockCodec>> MakeBlockCodec(
-    const QuantFormat& format, int head_dim);
+    const QuantFormat& format, Side side, int head_dim);
 
 }  // namespace kvmix

@@ -25,6 +25,7 @@ class AnyBitsQuantizer final : public Quantizer {
   }
 
   absl::StatusOr<std::unique_ptr<BlockCodec>> MakeCodec(const QuantFormat&,
+                                                        Side,
                                                         int) const override {
     return absl::UnimplementedError("any_bits packs nothing");
   }

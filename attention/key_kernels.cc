@@ -1,0 +1,447 @@
+// Scores: products of queries with keys, lanes are tokens.
+#include <algorithm>
+#include <cstdint>
+
+#include "attention/packed_kernels.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "attention/key_kernels.cc"
+#include "hwy/foreach_target.h"
+// After foreach_target.h.
+#include "attention/packed_kernels-inl.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace kvmix {
+namespace HWY_NAMESPACE {
+namespace {
+namespace hn = hwy::HWY_NAMESPACE;
+using namespace packed;  // NOLINT
+
+// Queries as the codes of a run's blocks meet them, for keys PER_CHANNEL: times
+// the scales of the channels, in float or rounded to bytes. `constant` is what
+// the zero points, and the rounding at the middle code, add to every score.
+// Index of block b and row r: b * kRows + r.
+template <int kRows>
+struct BlockQueries {
+  alignas(64) float scaled[kMany][kMaxHeadDim];
+  alignas(64) int8_t rounded[kMany][kMaxHeadDim];
+  Rounding rounding;
+  alignas(64) float constant[kMany];
+
+  template <bool kInt8>
+  HWY_INLINE void Set(const LaneBlock& format, const BlockRun& run,
+                      const float* queries, float middle) {
+    const int per_block = format.lanes / LaneBlock::kSlice;
+    const int first = run.first_slice / per_block;
+    const int blocks =
+        (run.first_slice + run.num_slices - 1) / per_block + 1 - first;
+    ManyVectors constants, largest;
+    for (int b = 0; b < blocks; ++b)
+      Scale(format, run.block + (first + b) * run.stride, queries, b * kRows,
+            constants, largest);
+    if constexpr (kInt8) {
+      alignas(64) float max[kMany] = {};
+      ReduceMany(MaxOp(), largest, blocks * kRows, max);
+      rounding.Set(max);
+      for (int b = 0; b < blocks; ++b)
+        RoundRows(format.inner, b * kRows, middle, constants);
+    }
+    ReduceMany(AddOp(), constants, blocks * kRows, constant);
+  }
+
+ private:
+  HWY_INLINE void Scale(const LaneBlock& format, const uint8_t* block,
+                        const float* queries, int at, ManyVectors& constants,
+                        ManyVectors& largest) {
+    const Floats d;
+    const Half* scales = format.scales(block);
+    const Half* zeros = format.zeros(block);
+    FloatV zero_sum[kRows], max[kRows];
+    for (int r = 0; r < kRows; ++r) zero_sum[r] = max[r] = hn::Zero(d);
+    for (int c = 0; c < format.inner; c += kLanes) {
+      const FloatV scale = LoadHalf(scales + c), zero = LoadHalf(zeros + c);
+      for (int r = 0; r < kRows; ++r) {
+        const FloatV q = hn::LoadU(d, queries + r * format.inner + c);
+        const FloatV x = hn::Mul(q, scale);
+        zero_sum[r] = hn::MulAdd(q, zero, zero_sum[r]);
+        max[r] = hn::Max(max[r], hn::Abs(x));
+        hn::Store(x, d, scaled[at + r] + c);
+      }
+    }
+    for (int r = 0; r < kRows; ++r) {
+      constants.Set(at + r, zero_sum[r]);
+      largest.Set(at + r, max[r]);
+    }
+  }
+
+  HWY_INLINE void RoundRows(int n, int at, float middle,
+                            ManyVectors& constants) {
+    const Floats d;
+    FloatV left[kRows];
+    for (int r = 0; r < kRows; ++r) left[r] = hn::Zero(d);
+    for (int c = 0; c < n; c += kLanes)
+      for (int r = 0; r < kRows; ++r)
+        left[r] = hn::Add(
+            left[r], rounding.Round(at + r, hn::Load(d, scaled[at + r] + c),
+                                    rounded[at + r] + c));
+    for (int r = 0; r < kRows; ++r)
+      constants.Set(at + r, hn::MulAdd(left[r], hn::Set(d, middle),
+                                       constants.Get(at + r)));
+  }
+};
+
+// Slice by slice: body(block, its index, slice of it, out).
+template <class Body>
+HWY_INLINE void ForSlices(const LaneBlock& format, const BlockRun& run,
+                          float* scores, Body&& body) {
+  const int per_block = format.lanes / LaneBlock::kSlice;
+  for (int i = 0; i < run.num_slices; ++i) {
+    const int slice = run.first_slice + i;
+    body(run.block + slice / per_block * run.stride, slice / per_block,
+         slice % per_block, scores + i * LaneBlock::kSlice);
+  }
+}
+
+// A slice's scales and zero points follow its codes by far; fetch both.
+HWY_INLINE void PrefetchSlice(const LaneBlock& format, const BlockRun& run,
+                              const uint8_t* block, int slice) {
+  if (run.ahead == 0) return;
+  PrefetchLines(
+      reinterpret_cast<const uint8_t*>(format.slice(block, slice)) + run.ahead,
+      format.slice_words() * 4);
+  if (slice == 0)
+    PrefetchLines(block + format.code_bytes() + run.ahead,
+                  2 * format.scale_bytes());
+}
+
+// Keys PER_CHANNEL: scales go into the query.
+template <int kBits, int kRows, bool kInt8>
+void ScorePerChannel(const LaneBlock& format, const BlockRun& run,
+                     const float* queries, float* scores, int64_t stride) {
+  using V = std::conditional_t<kInt8, IntV, FloatV>;
+  const Floats d;
+  [[maybe_unused]] const FloatV table = CodeTable<kBits>();
+  const int per_block = format.lanes / LaneBlock::kSlice;
+  BlockQueries<kRows> own;
+  own.template Set<kInt8>(format, run, queries, kMiddle<kBits>);
+  ForSlices(format, run, scores,
+            [&](const uint8_t* block, int b, int slice,
+                float* out) KVMIX_KERNEL_LAMBDA {
+              PrefetchSlice(format, run, block, slice);
+              const int at = (b - run.first_slice / per_block) * kRows;
+              for (int v0 = 0; v0 < kSliceVecs; v0 += kSpan) {
+                const uint32_t* unit = format.slice(block, slice) + v0 * kLanes;
+                V sum[Chains(kRows)][kSpan][kRows];
+                Clear<V, kRows>(sum);
+                for (int c = 0; c < format.inner; c += LaneBlock::kUnit) {
+                  if constexpr (kInt8) {
+                    const int8_t* rows[kRows];
+                    for (int r = 0; r < kRows; ++r)
+                      rows[r] = own.rounded[at + r] + c;
+                    AddUnit<kBits, kRows>(unit, rows, sum);
+                  } else {
+                    const float* rows[kRows];
+                    for (int r = 0; r < kRows; ++r)
+                      rows[r] = own.scaled[at + r] + c;
+                    AddUnit<kBits, kRows>(table, unit, rows, sum);
+                  }
+                  unit += format.unit_words();
+                }
+                for (int r = 0; r < kRows; ++r) {
+                  const FloatV constant = hn::Set(d, own.constant[at + r]);
+                  for (int v = 0; v < kSpan; ++v) {
+                    const V total = Total<V, kRows>(sum, v, r);
+                    FloatV score;
+                    if constexpr (kInt8) {
+                      score = hn::MulAdd(hn::ConvertTo(d, total),
+                                         hn::Set(d, own.rounding.step[at + r]),
+                                         constant);
+                    } else {
+                      score = hn::Add(total, constant);
+                    }
+                    hn::StoreU(score, d, out + r * stride + (v0 + v) * kLanes);
+                  }
+                }
+              }
+            });
+}
+
+// Keys PER_TOKEN: a group of channels has a scale for each token.
+template <int kBits, int kRows, bool kInt8>
+void ScorePerToken(const LaneBlock& format, const BlockRun& run,
+                   const float* queries, float* scores, int64_t stride) {
+  using V = std::conditional_t<kInt8, IntV, FloatV>;
+  const Floats d;
+  const int D = format.inner, num_groups = D / format.group;
+  // Of each group of channels: the query's sum, and the query as bytes.
+  alignas(64) int8_t rounded[kRows][kMaxHeadDim];
+  Rounding rounding[kRows];  // index: group
+  alignas(64) float sums[kRows][kMany], left[kRows][kMany];
+  for (int r = 0; r < kRows; ++r) {
+    const float* query = queries + r * D;
+    ManyVectors sum, max;
+    for (int g = 0; g < kMany; ++g) {
+      FloatV s = hn::Zero(d), m = hn::Zero(d);
+      for (int c = 0; g < num_groups && c < format.group; c += kLanes) {
+        const FloatV q = hn::LoadU(d, query + g * format.group + c);
+        s = hn::Add(s, q);
+        m = hn::Max(m, hn::Abs(q));
+      }
+      sum.Set(g, s);
+      max.Set(g, m);
+    }
+    ReduceMany(AddOp(), sum, kMany, sums[r]);
+    if constexpr (kInt8) {
+      alignas(64) float largest[kMany];
+      ReduceMany(MaxOp(), max, kMany, largest);
+      rounding[r].Set(largest);
+      for (int g = 0; g < num_groups; ++g) {
+        FloatV rest = hn::Zero(d);
+        for (int c = g * format.group; c < (g + 1) * format.group; c += kLanes)
+          rest = hn::Add(rest, rounding[r].Round(g, hn::LoadU(d, query + c),
+                                                 rounded[r] + c));
+        sum.Set(g, hn::Mul(rest, hn::Set(d, kMiddle<kBits>)));
+      }
+      ReduceMany(AddOp(), sum, kMany, left[r]);
+    }
+  }
+  [[maybe_unused]] const FloatV table = CodeTable<kBits>();
+  ForSlices(
+      format, run, scores,
+      [&](const uint8_t* block, int, int slice,
+          float* out) KVMIX_KERNEL_LAMBDA {
+        PrefetchSlice(format, run, block, slice);
+        for (int v0 = 0; v0 < kSliceVecs; v0 += kSpan) {
+          const uint32_t* unit = format.slice(block, slice) + v0 * kLanes;
+          const int lane = slice * LaneBlock::kSlice + v0 * kLanes;
+          FloatV total[kSpan][kRows];
+          for (auto& vec : total)
+            for (FloatV& v : vec) v = hn::Zero(d);
+          for (int g = 0; g < num_groups; ++g) {
+            V sum[Chains(kRows)][kSpan][kRows];
+            Clear<V, kRows>(sum);
+            for (int c = 0; c < format.group; c += LaneBlock::kUnit) {
+              const int channel = g * format.group + c;
+              if constexpr (kInt8) {
+                const int8_t* rows[kRows];
+                for (int r = 0; r < kRows; ++r) rows[r] = rounded[r] + channel;
+                AddUnit<kBits, kRows>(unit, rows, sum);
+              } else {
+                const float* rows[kRows];
+                for (int r = 0; r < kRows; ++r)
+                  rows[r] = queries + r * D + channel;
+                AddUnit<kBits, kRows>(table, unit, rows, sum);
+              }
+              unit += format.unit_words();
+            }
+            for (int v = 0; v < kSpan; ++v) {
+              const int64_t at = int64_t{g} * format.lanes + lane + v * kLanes;
+              const FloatV scale = LoadHalf(format.scales(block) + at);
+              const FloatV zero = LoadHalf(format.zeros(block) + at);
+              for (int r = 0; r < kRows; ++r) {
+                FloatV dot;
+                if constexpr (kInt8) {
+                  dot = hn::MulAdd(hn::ConvertTo(d, Total<V, kRows>(sum, v, r)),
+                                   hn::Set(d, rounding[r].step[g]),
+                                   hn::Set(d, left[r][g]));
+                } else {
+                  dot = Total<V, kRows>(sum, v, r);
+                }
+                total[v][r] = hn::MulAdd(dot, scale, total[v][r]);
+                total[v][r] =
+                    hn::MulAdd(zero, hn::Set(d, sums[r][g]), total[v][r]);
+              }
+            }
+          }
+          for (int r = 0; r < kRows; ++r)
+            for (int v = 0; v < kSpan; ++v)
+              hn::StoreU(total[v][r], d, out + r * stride + (v0 + v) * kLanes);
+        }
+      });
+}
+
+template <int kBits, int kRows>
+void Score(const LaneBlock& format, AttentionArithmetic arithmetic,
+           const BlockRun& run, const float* queries, float* scores,
+           int64_t stride) {
+  if constexpr (kBits <= 4) {
+    if (arithmetic == AttentionArithmetic::kInt8) {
+      return format.groups_along_lanes
+                 ? ScorePerChannel<kBits, kRows, true>(format, run, queries,
+                                                       scores, stride)
+                 : ScorePerToken<kBits, kRows, true>(format, run, queries,
+                                                     scores, stride);
+    }
+  }
+  return format.groups_along_lanes ? ScorePerChannel<kBits, kRows, false>(
+                                         format, run, queries, scores, stride)
+                                   : ScorePerToken<kBits, kRows, false>(
+                                         format, run, queries, scores, stride);
+}
+
+// KVmix's words: lanes are channels, and the sums over channels come last.
+template <int kRows>
+void ScoreElevensOf(const ElevenBlock& format, const BlockRun& blocks,
+                    int num_blocks, const float* queries, float* scores,
+                    int64_t stride) {
+  constexpr int kTokens = ElevenBlock::kTokens;
+  const Floats d;
+  const int D = format.head_dim;
+  [[maybe_unused]] const FloatV table = CodeTable<3>();
+  for (int b = 0; b < num_blocks; ++b) {
+    const uint8_t* block = blocks.block + b * blocks.stride;
+    if (blocks.ahead != 0) PrefetchLines(block + blocks.ahead, format.bytes());
+    const auto* words = reinterpret_cast<const uint32_t*>(block);
+    const auto* scales = reinterpret_cast<const Half*>(words + D);
+    const Half* zeros = scales + D;
+    FloatV sum[kTokens][kRows], zero_sum[kRows];
+    for (auto& token : sum)
+      for (FloatV& v : token) v = hn::Zero(d);
+    for (FloatV& v : zero_sum) v = hn::Zero(d);
+    for (int c = 0; c < D; c += kLanes) {
+      const WordV word = hn::LoadU(Words(), words + c);
+      const FloatV scale = LoadHalf(scales + c), zero = LoadHalf(zeros + c);
+      FloatV scaled[kRows];
+      for (int r = 0; r < kRows; ++r) {
+        const FloatV q = hn::LoadU(d, queries + r * D + c);
+        scaled[r] = hn::Mul(q, scale);
+        zero_sum[r] = hn::MulAdd(q, zero, zero_sum[r]);
+      }
+      Unroll<kTokens>([&](auto t) KVMIX_KERNEL_LAMBDA {
+        const WordV index = Shifted<3 * t>(word);
+#if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
+        FloatV code = LookUp(table, index);
+#else
+        FloatV code = hn::ConvertTo(
+            d, hn::BitCast(Ints(), hn::And(index, hn::Set(Words(), 7u))));
+#endif
+        if constexpr (t == kTokens - 1)
+          code = hn::Mul(code, hn::Set(d, format.last_scale));
+        for (int r = 0; r < kRows; ++r)
+          sum[t][r] = hn::MulAdd(code, scaled[r], sum[t][r]);
+      });
+    }
+    for (int r = 0; r < kRows; ++r) {
+      const float zero = hn::GetLane(hn::SumOfLanes(d, zero_sum[r]));
+      for (int t = 0; t < kTokens; ++t)
+        scores[r * stride + b * kTokens + t] =
+            hn::GetLane(hn::SumOfLanes(d, sum[t][r])) + zero;
+    }
+  }
+}
+
+template <int kRows>
+void ScoreHalf(const Half* page, int head_dim, int64_t ahead,
+               const float* queries, float* scores, int64_t stride) {
+  const Floats d;
+  for (int v0 = 0; v0 < kSliceVecs; v0 += kSpan) {
+    FloatV sum[Chains(kRows)][kSpan][kRows];
+    Clear<FloatV, kRows>(sum);
+    const Half* channel = page + v0 * kLanes;
+    for (int c = 0; c < head_dim; c += Chains(kRows)) {
+      for (int chain = 0; chain < Chains(kRows); ++chain) {
+        if (v0 == 0 && ahead != 0)
+          hwy::Prefetch(reinterpret_cast<const char*>(channel) + ahead);
+        FloatV key[kSpan];
+        for (int v = 0; v < kSpan; ++v) key[v] = LoadHalf(channel + v * kLanes);
+        for (int r = 0; r < kRows; ++r) {
+          const FloatV q = hn::Set(d, queries[r * head_dim + c + chain]);
+          for (int v = 0; v < kSpan; ++v)
+            sum[chain][v][r] = hn::MulAdd(key[v], q, sum[chain][v][r]);
+        }
+        channel += kSliceTokens;
+      }
+    }
+    for (int r = 0; r < kRows; ++r)
+      for (int v = 0; v < kSpan; ++v)
+        hn::StoreU(Total<FloatV, kRows>(sum, v, r), d,
+                   scores + r * stride + (v0 + v) * kLanes);
+  }
+}
+
+void ScoreBlocksImpl(const LaneBlock& format, AttentionArithmetic arithmetic,
+                     const BlockRun& run, const float* queries, int rows,
+                     float* scores, int64_t stride) {
+  ForRows(rows, [&](auto k, int first) HWY_ATTR {
+    const float* q = queries + first * format.inner;
+    float* out = scores + first * stride;
+    switch (format.bits) {
+      case 2:
+        return Score<2, k>(format, arithmetic, run, q, out, stride);
+      case 3:
+        return Score<3, k>(format, arithmetic, run, q, out, stride);
+      case 4:
+        return Score<4, k>(format, arithmetic, run, q, out, stride);
+      case 8:
+        return Score<8, k>(format, arithmetic, run, q, out, stride);
+    }
+  });
+}
+
+void ScoreElevensImpl(const ElevenBlock& format, const BlockRun& blocks,
+                      int num_blocks, const float* queries, int rows,
+                      float* scores, int64_t stride) {
+  int r = 0;
+  for (; r + 2 <= rows; r += 2)
+    ScoreElevensOf<2>(format, blocks, num_blocks, queries + r * format.head_dim,
+                      scores + r * stride, stride);
+  if (r < rows)
+    ScoreElevensOf<1>(format, blocks, num_blocks, queries + r * format.head_dim,
+                      scores + r * stride, stride);
+}
+
+void ScoreHalfPageImpl(const Half* page, int head_dim, int64_t ahead,
+                       const float* queries, int rows, float* scores,
+                       int64_t stride) {
+  ForRows(rows, [&](auto k, int first) HWY_ATTR {
+    ScoreHalf<k>(page, head_dim, first == 0 ? ahead : 0,
+                 queries + first * head_dim, scores + first * stride, stride);
+  });
+}
+
+}  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace kvmix
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace kvmix {
+
+HWY_EXPORT(ScoreBlocksImpl);
+HWY_EXPORT(ScoreElevensImpl);
+HWY_EXPORT(ScoreHalfPageImpl);
+
+void ScoreBlocks(const LaneBlock& format, AttentionArithmetic arithmetic,
+                 const BlockRun& run, const float* queries, int rows,
+                 float* scores, int64_t stride) {
+  HWY_DYNAMIC_DISPATCH(ScoreBlocksImpl)
+  (format, arithmetic, run, queries, rows, scores, stride);
+}
+
+void ScoreElevens(const ElevenBlock& format, const BlockRun& blocks,
+                  int num_blocks, const float* queries, int rows, float* scores,
+                  int64_t stride) {
+  HWY_DYNAMIC_DISPATCH(ScoreElevensImpl)
+  (format, blocks, num_blocks, queries, rows, scores, stride);
+}
+
+void ScoreHalfPage(const Half* page, int head_dim, int64_t ahead,
+                   const float* queries, int rows, float* scores,
+                   int64_t stride) {
+  HWY_DYNAMIC_DISPATCH(ScoreHalfPageImpl)
+  (page, head_dim, ahead, queries, rows, scores, stride);
+}
+
+bool HasBlockKernel(const LaneBlock& format) {
+  return (format.bits == 2 || format.bits == 3 || format.bits == 4 ||
+          format.bits == 8) &&
+         std::max(format.lanes, format.inner) <= HWY_NAMESPACE::kMaxHeadDim;
+}
+
+bool HasInt8Kernel(const LaneBlock& format) {
+  return HasBlockKernel(format) && format.bits <= 4;
+}
+
+}  // namespace kvmix
+#endif  // HWY_ONCE

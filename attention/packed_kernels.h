@@ -1,0 +1,62 @@
+// Attention of a few query rows over keys and values as they lie in the cache:
+// codes go from memory into the product, and no block is decoded first.
+//
+// Rows are queries that share a KV head; D = head_dim. With kInt8, queries and
+// attention weights, each times the scales of what they meet, are rounded to 8
+// bits and multiplied with the codes in integers; what rounding took is given
+// back at the codes' middle. Formats and layouts: quant/lane_block.h,
+// kv_stream.h.
+#pragma once
+
+#include <cstdint>
+
+#include "attention/attention_arithmetic.h"
+#include "kvmix/base/half.h"
+#include "quant/lane_block.h"
+
+namespace kvmix {
+
+// Tokens that a kernel takes at a time.
+inline constexpr int kSliceTokens = 32;
+// No call may have more slices, or more rows.
+inline constexpr int kMaxRunSlices = 4;
+inline constexpr int kMaxPackedRows = 8;
+
+// Consecutive slices of kSliceTokens tokens in blocks that follow one another.
+struct BlockRun {
+  const uint8_t* block = nullptr;  // the first
+  int64_t stride = 0;              // bytes from block to block
+  int first_slice = 0;             // of the first block
+  int num_slices = 0;
+  int64_t ahead = 0;  // prefetch this many bytes further on; 0: do not
+};
+
+// scores [rows, stride], columns [0, num_slices * 32) = queries [rows, D] *
+// keys.
+void ScoreBlocks(const LaneBlock& format, AttentionArithmetic arithmetic,
+                 const BlockRun& run, const float* queries, int rows,
+                 float* scores, int64_t stride);
+// Columns [0, 11 * num_blocks), of that many blocks.
+void ScoreElevens(const ElevenBlock& format, const BlockRun& blocks,
+                  int num_blocks, const float* queries, int rows, float* scores,
+                  int64_t stride);
+// Columns [0, 32), of a page of keys [D, 32].
+void ScoreHalfPage(const Half* page, int head_dim, int64_t ahead,
+                   const float* queries, int rows, float* scores,
+                   int64_t stride);
+
+// out [rows, D] += weights [rows, stride], columns [0, num_slices * 32), *
+// values.
+void AccumulateBlocks(const LaneBlock& format, AttentionArithmetic arithmetic,
+                      const BlockRun& run, const float* weights, int64_t stride,
+                      int rows, float* out);
+// The same for `tokens` values [tokens, D].
+void AccumulateHalf(const Half* values, int tokens, int head_dim, int64_t ahead,
+                    const float* weights, int64_t stride, int rows, float* out);
+
+// Whether ScoreBlocks and AccumulateBlocks take the format, and whether they
+// compute in integers if asked to.
+bool HasBlockKernel(const LaneBlock& format);
+bool HasInt8Kernel(const LaneBlock& format);
+
+}  // namespace kvmix

@@ -1,0 +1,362 @@
+// Sums of values with attention weights, lanes are channels.
+#include <algorithm>
+#include <cstdint>
+
+#include "attention/packed_kernels.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "attention/value_kernels.cc"
+#include "hwy/foreach_target.h"
+// After foreach_target.h.
+#include "attention/packed_kernels-inl.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace kvmix {
+namespace HWY_NAMESPACE {
+namespace {
+namespace hn = hwy::HWY_NAMESPACE;
+using namespace packed;  // NOLINT
+
+constexpr int kMaxTokens = kMaxRunSlices * kSliceTokens;
+
+// The weights of a run's tokens as the codes of groups of channels meet them:
+// in float, or rounded to bytes. `constant` is what a group's zero points, and
+// the rounding at the middle code, add to all its channels. Index of group g
+// and row r: g * kRows + r.
+template <int kRows>
+struct Weights {
+  alignas(64) float rows[kMany][kMaxTokens];
+  alignas(64) int8_t rounded[kMany][kMaxTokens];
+  Rounding rounding;
+  alignas(64) float constant[kMany];
+
+  // Rounds n tokens of the first `count` groups and rows, and sums what each
+  // vector of `constants` holds.
+  template <bool kInt8>
+  HWY_INLINE void Finish(int count, int n, float middle,
+                         const ManyVectors& largest, ManyVectors& constants) {
+    const Floats d;
+    if constexpr (kInt8) {
+      alignas(64) float max[kMany] = {};
+      ReduceMany(MaxOp(), largest, count, max);
+      rounding.Set(max);
+      for (int i = 0; i < count; i += kRows) {
+        FloatV left[kRows];
+        for (int r = 0; r < kRows; ++r) left[r] = hn::Zero(d);
+        for (int t = 0; t < n; t += kLanes)
+          for (int r = 0; r < kRows; ++r)
+            left[r] = hn::Add(
+                left[r], rounding.Round(i + r, hn::Load(d, rows[i + r] + t),
+                                        rounded[i + r] + t));
+        for (int r = 0; r < kRows; ++r)
+          constants.Set(i + r, hn::MulAdd(left[r], hn::Set(d, middle),
+                                          constants.Get(i + r)));
+      }
+    }
+    ReduceMany(AddOp(), constants, count, constant);
+  }
+};
+
+// The sum of codes * weights for kSpan vectors of channels from `lane` on, over
+// units [first, first + num_units) of the run.
+template <int kBits, int kRows, bool kInt8>
+HWY_INLINE void SumUnits(const LaneBlock& format, const BlockRun& run,
+                         FloatV table, const Weights<kRows>& weights, int at,
+                         int lane, int first, int num_units,
+                         FloatV (&total)[kSpan][kRows]) {
+  using V = std::conditional_t<kInt8, IntV, FloatV>;
+  const int per_block = format.inner / LaneBlock::kUnit;
+  V sum[Chains(kRows)][kSpan][kRows];
+  Clear<V, kRows>(sum);
+  for (int u = 0; u < num_units; ++u) {
+    const int unit = run.first_slice + first + u;
+    const uint32_t* words =
+        format.slice(run.block + unit / per_block * run.stride,
+                     lane / LaneBlock::kSlice) +
+        unit % per_block * format.unit_words() + lane % LaneBlock::kSlice;
+    if (run.ahead != 0 && lane % LaneBlock::kSlice == 0)
+      PrefetchLines(reinterpret_cast<const uint8_t*>(words) + run.ahead,
+                    format.unit_words() * 4);
+    if constexpr (kInt8) {
+      const int8_t* rows[kRows];
+      for (int r = 0; r < kRows; ++r)
+        rows[r] = weights.rounded[at + r] + u * 32;
+      AddUnit<kBits, kRows>(words, rows, sum);
+    } else {
+      const float* rows[kRows];
+      for (int r = 0; r < kRows; ++r) rows[r] = weights.rows[at + r] + u * 32;
+      AddUnit<kBits, kRows>(table, words, rows, sum);
+    }
+  }
+  for (int v = 0; v < kSpan; ++v) {
+    for (int r = 0; r < kRows; ++r) {
+      if constexpr (kInt8) {
+        total[v][r] =
+            hn::Mul(hn::ConvertTo(Floats(), Total<V, kRows>(sum, v, r)),
+                    hn::Set(Floats(), weights.rounding.step[at + r]));
+      } else {
+        total[v][r] = Total<V, kRows>(sum, v, r);
+      }
+    }
+  }
+}
+
+// Values PER_TOKEN: scales go into the weights.
+template <int kBits, int kRows, bool kInt8>
+void AccumulatePerToken(const LaneBlock& format, const BlockRun& run,
+                        const float* weights, int64_t stride, float* out) {
+  const Floats d;
+  const FloatV table = CodeTable<kBits>();
+  const int D = format.lanes, per_block = format.inner / LaneBlock::kUnit;
+  const int num_groups = D / format.group;
+  constexpr int kGroups = kMany / kRows;  // at a time
+  Weights<kRows> scaled;
+  for (int g0 = 0; g0 < num_groups; g0 += kGroups) {
+    const int groups = std::min(kGroups, num_groups - g0);
+    ManyVectors largest, constants;
+    for (int g = 0; g < groups; ++g) {
+      FloatV zero_sum[kRows], max[kRows];
+      for (int r = 0; r < kRows; ++r) zero_sum[r] = max[r] = hn::Zero(d);
+      for (int u = 0; u < run.num_slices; ++u) {
+        const int unit = run.first_slice + u;
+        const uint8_t* block = run.block + unit / per_block * run.stride;
+        const int64_t at = int64_t{g0 + g} * format.inner +
+                           unit % per_block * LaneBlock::kUnit;
+        const Half* scales = format.scales(block) + at;
+        const Half* zeros = format.zeros(block) + at;
+        for (int t = 0; t < kSliceTokens; t += kLanes) {
+          const FloatV scale = LoadHalf(scales + t), zero = LoadHalf(zeros + t);
+          for (int r = 0; r < kRows; ++r) {
+            const FloatV w =
+                hn::LoadU(d, weights + r * stride + u * kSliceTokens + t);
+            const FloatV x = hn::Mul(w, scale);
+            zero_sum[r] = hn::MulAdd(w, zero, zero_sum[r]);
+            max[r] = hn::Max(max[r], x);  // weights and scales are positive
+            hn::Store(x, d, scaled.rows[g * kRows + r] + u * kSliceTokens + t);
+          }
+        }
+      }
+      for (int r = 0; r < kRows; ++r) {
+        largest.Set(g * kRows + r, max[r]);
+        constants.Set(g * kRows + r, zero_sum[r]);
+      }
+    }
+    scaled.template Finish<kInt8>(groups * kRows, run.num_slices * kSliceTokens,
+                                  kMiddle<kBits>, largest, constants);
+    for (int g = 0; g < groups; ++g) {
+      const int end = (g0 + g + 1) * format.group;
+      for (int lane = end - format.group; lane < end; lane += kSpan * kLanes) {
+        FloatV sum[kSpan][kRows];
+        SumUnits<kBits, kRows, kInt8>(format, run, table, scaled, g * kRows,
+                                      lane, 0, run.num_slices, sum);
+        for (int r = 0; r < kRows; ++r) {
+          const FloatV constant = hn::Set(d, scaled.constant[g * kRows + r]);
+          for (int v = 0; v < kSpan; ++v) {
+            float* to = out + r * D + lane + v * kLanes;
+            hn::StoreU(hn::Add(hn::LoadU(d, to), hn::Add(sum[v][r], constant)),
+                       d, to);
+          }
+        }
+      }
+    }
+    if (g0 == 0 && run.ahead != 0) {
+      for (int u = 0; u < run.num_slices; ++u) {
+        const int unit = run.first_slice + u;
+        if (unit % per_block == 0)
+          PrefetchLines(run.block + unit / per_block * run.stride +
+                            format.code_bytes() + run.ahead,
+                        2 * format.scale_bytes());
+      }
+    }
+  }
+}
+
+// Values PER_CHANNEL: a channel has a scale for each group of tokens.
+template <int kBits, int kRows, bool kInt8>
+void AccumulatePerChannel(const LaneBlock& format, const BlockRun& run,
+                          const float* weights, int64_t stride, float* out) {
+  const Floats d;
+  const FloatV table = CodeTable<kBits>();
+  const int D = format.lanes, per_block = format.inner / LaneBlock::kUnit;
+  const int per_group = format.group / LaneBlock::kUnit;
+  Weights<kRows> own;
+  for (int u = 0; u < run.num_slices;) {
+    // The rest of the group that unit u is in.
+    const int unit = run.first_slice + u;
+    const int n = std::min(per_group - unit % per_group, run.num_slices - u);
+    const uint8_t* block = run.block + unit / per_block * run.stride;
+    const int64_t group = int64_t{unit} % per_block / per_group * format.lanes;
+    ManyVectors largest, sums, constants;
+    for (int r = 0; r < kRows; ++r) {
+      FloatV sum = hn::Zero(d), max = hn::Zero(d);
+      for (int t = 0; t < n * kSliceTokens; t += kLanes) {
+        const FloatV w =
+            hn::LoadU(d, weights + r * stride + u * kSliceTokens + t);
+        sum = hn::Add(sum, w);
+        max = hn::Max(max, w);
+        hn::Store(w, d, own.rows[r] + t);
+      }
+      largest.Set(r, max);
+      sums.Set(r, sum);
+      constants.Set(r, hn::Zero(d));
+    }
+    alignas(64) float sum_of_weights[kMany];
+    ReduceMany(AddOp(), sums, kRows, sum_of_weights);
+    own.template Finish<kInt8>(kRows, n * kSliceTokens, kMiddle<kBits>, largest,
+                               constants);
+    for (int lane = 0; lane < D; lane += kSpan * kLanes) {
+      FloatV sum[kSpan][kRows];
+      SumUnits<kBits, kRows, kInt8>(format, run, table, own, 0, lane, u, n,
+                                    sum);
+      for (int v = 0; v < kSpan; ++v) {
+        const int64_t at = group + lane + v * kLanes;
+        const FloatV scale = LoadHalf(format.scales(block) + at);
+        const FloatV zero = LoadHalf(format.zeros(block) + at);
+        for (int r = 0; r < kRows; ++r) {
+          float* to = out + r * D + lane + v * kLanes;
+          FloatV x = hn::LoadU(d, to);
+          x = hn::MulAdd(kInt8 ? hn::Add(sum[v][r], hn::Set(d, own.constant[r]))
+                               : sum[v][r],
+                         scale, x);
+          hn::StoreU(hn::MulAdd(zero, hn::Set(d, sum_of_weights[r]), x), d, to);
+        }
+      }
+    }
+    u += n;
+  }
+}
+
+template <int kBits, int kRows, bool kInt8>
+void AccumulateAxis(const LaneBlock& format, const BlockRun& run,
+                    const float* weights, int64_t stride, float* out) {
+  format.groups_along_lanes ? AccumulatePerToken<kBits, kRows, kInt8>(
+                                  format, run, weights, stride, out)
+                            : AccumulatePerChannel<kBits, kRows, kInt8>(
+                                  format, run, weights, stride, out);
+}
+
+template <int kBits, int kRows>
+void Accumulate(const LaneBlock& format, AttentionArithmetic arithmetic,
+                const BlockRun& run, const float* weights, int64_t stride,
+                float* out) {
+  if constexpr (kBits <= 4) {
+    if (arithmetic == AttentionArithmetic::kInt8)
+      return AccumulateAxis<kBits, kRows, true>(format, run, weights, stride,
+                                                out);
+  }
+  return AccumulateAxis<kBits, kRows, false>(format, run, weights, stride, out);
+}
+
+template <class D>
+HWY_INLINE hn::Vec<D> LoadHalves(D d, const Half* half) {
+#if HWY_TARGET == HWY_SCALAR
+  return hn::Set(d, ToFloat(*half));
+#else
+  const hn::Rebind<hwy::float16_t, D> dh;
+  return hn::PromoteTo(
+      d, hn::LoadU(dh, reinterpret_cast<const hwy::float16_t*>(half)));
+#endif
+}
+
+// kVecs vectors of channels.
+template <int kRows, int kVecs, class D>
+HWY_INLINE void AccumulateHalfVecs(D d, const Half* values, int tokens,
+                                   int head_dim, int64_t ahead,
+                                   const float* weights, int64_t stride,
+                                   float* out) {
+  constexpr int kN = HWY_MAX(1, static_cast<int>(hn::MaxLanes(D())));
+  hn::Vec<D> sum[kVecs][kRows];
+  for (int v = 0; v < kVecs; ++v)
+    for (int r = 0; r < kRows; ++r)
+      sum[v][r] = hn::LoadU(d, out + r * head_dim + v * kN);
+  for (int t = 0; t < tokens; ++t, values += head_dim) {
+    if (ahead != 0)
+      PrefetchLines(reinterpret_cast<const char*>(values) + ahead,
+                    int64_t{2} * kVecs * kN);
+    hn::Vec<D> value[kVecs];
+    for (int v = 0; v < kVecs; ++v) value[v] = LoadHalves(d, values + v * kN);
+    for (int r = 0; r < kRows; ++r) {
+      const auto w = hn::Set(d, weights[r * stride + t]);
+      for (int v = 0; v < kVecs; ++v)
+        sum[v][r] = hn::MulAdd(value[v], w, sum[v][r]);
+    }
+  }
+  for (int v = 0; v < kVecs; ++v)
+    for (int r = 0; r < kRows; ++r)
+      hn::StoreU(sum[v][r], d, out + r * head_dim + v * kN);
+}
+
+template <int kRows>
+void AccumulateHalfRows(const Half* values, int tokens, int head_dim,
+                        int64_t ahead, const float* weights, int64_t stride,
+                        float* out) {
+  int c = 0;
+  for (; c + 4 * kLanes <= head_dim; c += 4 * kLanes)
+    AccumulateHalfVecs<kRows, 4>(Floats(), values + c, tokens, head_dim, ahead,
+                                 weights, stride, out + c);
+  for (; c + kLanes <= head_dim; c += kLanes)
+    AccumulateHalfVecs<kRows, 1>(Floats(), values + c, tokens, head_dim, ahead,
+                                 weights, stride, out + c);
+  if (c < head_dim)  // head_dim is a multiple of 8
+    AccumulateHalfVecs<kRows, 1>(hn::CappedTag<float, 8>(), values + c, tokens,
+                                 head_dim, 0, weights, stride, out + c);
+}
+
+void AccumulateBlocksImpl(const LaneBlock& format,
+                          AttentionArithmetic arithmetic, const BlockRun& run,
+                          const float* weights, int64_t stride, int rows,
+                          float* out) {
+  ForRows(rows, [&](auto k, int first) HWY_ATTR {
+    const float* w = weights + first * stride;
+    float* to = out + first * format.lanes;
+    switch (format.bits) {
+      case 2:
+        return Accumulate<2, k>(format, arithmetic, run, w, stride, to);
+      case 3:
+        return Accumulate<3, k>(format, arithmetic, run, w, stride, to);
+      case 4:
+        return Accumulate<4, k>(format, arithmetic, run, w, stride, to);
+      case 8:
+        return Accumulate<8, k>(format, arithmetic, run, w, stride, to);
+    }
+  });
+}
+
+void AccumulateHalfImpl(const Half* values, int tokens, int head_dim,
+                        int64_t ahead, const float* weights, int64_t stride,
+                        int rows, float* out) {
+  ForRows(rows, [&](auto k, int first) HWY_ATTR {
+    AccumulateHalfRows<k>(values, tokens, head_dim, first == 0 ? ahead : 0,
+                          weights + first * stride, stride,
+                          out + first * head_dim);
+  });
+}
+
+}  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace kvmix
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace kvmix {
+
+HWY_EXPORT(AccumulateBlocksImpl);
+HWY_EXPORT(AccumulateHalfImpl);
+
+void AccumulateBlocks(const LaneBlock& format, AttentionArithmetic arithmetic,
+                      const BlockRun& run, const float* weights, int64_t stride,
+                      int rows, float* out) {
+  HWY_DYNAMIC_DISPATCH(AccumulateBlocksImpl)
+  (format, arithmetic, run, weights, stride, rows, out);
+}
+
+void AccumulateHalf(const Half* values, int tokens, int head_dim, int64_t ahead,
+                    const float* weights, int64_t stride, int rows,
+                    float* out) {
+  HWY_DYNAMIC_DISPATCH(AccumulateHalfImpl)
+  (values, tokens, head_dim, ahead, weights, stride, rows, out);
+}
+
+}  // namespace kvmix
+#endif  // HWY_ONCE

@@ -1,6 +1,8 @@
 #include "models/linear.h"
 
 #include <algorithm>
+#include <cstring>
+#include <utility>
 
 #include "kvmix/base/check.h"
 
@@ -22,13 +24,30 @@ constexpr int64_t kElementsPerRounding = int64_t{1} << 15;
 
 }  // namespace
 
+int64_t LinearLayer::ArenaBytes(ComputeType compute, int64_t num_inputs,
+                                const std::vector<Part>& parts) {
+  int64_t bytes = 0;
+  for (const Part& part : parts) {
+    bytes += WeightMatrix::BytesFor(compute, part.stored, num_inputs,
+                                    part.num_outputs) +
+             WeightArena::kAlignment;
+  }
+  return bytes;
+}
+
 LinearLayer::LinearLayer(ComputeType compute, int64_t num_inputs,
-                         const std::vector<Part>& parts)
-    : compute_(compute), num_inputs_(num_inputs) {
+                         const std::vector<Part>& parts,
+                         std::shared_ptr<WeightArena> arena)
+    : compute_(compute),
+      num_inputs_(num_inputs),
+      arena_(arena != nullptr ? std::move(arena)
+                              : std::make_shared<WeightArena>(
+                                    ArenaBytes(compute, num_inputs, parts))) {
   int64_t num_outputs = 0;
   for (const Part& part : parts) {
-    parts_.push_back({num_outputs, WeightMatrix(compute, part.stored,
-                                                num_inputs, part.num_outputs)});
+    parts_.push_back(
+        {num_outputs, WeightMatrix(compute, part.stored, num_inputs,
+                                   part.num_outputs, *arena_)});
     num_outputs += part.num_outputs;
   }
   bias_.resize(num_outputs);
@@ -93,10 +112,10 @@ void LinearLayer::MultiplyTile(const Placed& part, int64_t p, const Inputs& x,
   const bool is_whole = width == kWidth;
   float* const c = is_whole ? target : tile;
   const int64_t c_stride = is_whole ? num_outputs() : kWidth;
-  for (int64_t r = 0; r < num_rows; ++r) {
-    if (!is_whole) std::fill_n(c + r * c_stride, kWidth, 0.0f);
-    std::copy_n(bias_.data() + output, width, c + r * c_stride);
-  }
+  alignas(128) float bias[kWidth] = {};
+  std::copy_n(bias_.data() + output, width, bias);
+  for (int64_t r = 0; r < num_rows; ++r)
+    std::memcpy(c + r * c_stride, bias, sizeof(bias));
   const uint8_t* const blocks = matrix.panel(p);
   const int64_t first = row * x.stride;
   switch (compute_) {

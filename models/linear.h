@@ -6,10 +6,12 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "kvmix/base/thread_pool.h"
 #include "models/matmul.h"
+#include "models/weight_arena.h"
 #include "models/weight_matrix.h"
 
 namespace kvmix {
@@ -21,9 +23,14 @@ class LinearLayer {
     int64_t num_outputs;
     ElementType stored;
   };
-  // Weights and bias are to be set.
+  // Weights and bias are to be set. Weights lie in `arena`, or in one of the
+  // layer's own.
   LinearLayer(ComputeType compute, int64_t num_inputs,
-              const std::vector<Part>& parts);
+              const std::vector<Part>& parts,
+              std::shared_ptr<WeightArena> arena = nullptr);
+  // What `parts` take of an arena's capacity.
+  static int64_t ArenaBytes(ComputeType compute, int64_t num_inputs,
+                            const std::vector<Part>& parts);
 
   ComputeType compute() const { return compute_; }
   int64_t num_inputs() const { return num_inputs_; }
@@ -69,6 +76,7 @@ class LinearLayer {
 
   const ComputeType compute_;
   const int64_t num_inputs_;
+  std::shared_ptr<WeightArena> arena_;
   std::vector<Placed> parts_;
   std::vector<float> bias_;  // [N]
 };

@@ -27,12 +27,33 @@ struct Tensor {
   int64_t rows;
 };
 
+// Where weights come from and go to.
+struct Loader {
+  const WeightSource& weights;
+  ComputeType compute;
+  std::shared_ptr<WeightArena> arena;
+  ThreadPool& threads;
+};
+
+// Room for every matrix of `weights`.
+std::shared_ptr<WeightArena> MakeArena(const WeightSource& weights,
+                                       ComputeType compute) {
+  int64_t bytes = 0;
+  for (const TensorInfo& info : weights.tensors()) {
+    if (info.shape.size() != 2) continue;
+    bytes += LinearLayer::ArenaBytes(compute, info.shape[1],
+                                     {{info.shape[0], info.type}});
+  }
+  return std::make_shared<WeightArena>(bytes);
+}
+
 // One layer of the rows of several tensors, one below the other. `biases` is
 // empty or has one name per tensor.
 absl::StatusOr<std::unique_ptr<LinearLayer>> LoadLinear(
-    ComputeType compute, int64_t num_inputs, const std::vector<Tensor>& tensors,
-    const std::vector<std::string>& biases, const WeightSource& weights,
-    ThreadPool& threads) {
+    const Loader& loader, int64_t num_inputs,
+    const std::vector<Tensor>& tensors,
+    const std::vector<std::string>& biases) {
+  const WeightSource& weights = loader.weights;
   std::vector<LinearLayer::Part> parts;
   for (const Tensor& tensor : tensors) {
     KVMIX_ASSIGN_OR_RETURN(const TensorInfo* const info,
@@ -40,13 +61,14 @@ absl::StatusOr<std::unique_ptr<LinearLayer>> LoadLinear(
     KVMIX_RETURN_IF_ERROR(CheckShape(*info, {tensor.rows, num_inputs}));
     parts.push_back({.num_outputs = tensor.rows, .stored = info->type});
   }
-  auto layer = std::make_unique<LinearLayer>(compute, num_inputs, parts);
+  auto layer = std::make_unique<LinearLayer>(loader.compute, num_inputs, parts,
+                                             loader.arena);
   int64_t first = 0;
   for (size_t i = 0; i < tensors.size(); ++i) {
     const int64_t num_rows = tensors[i].rows;
     KVMIX_RETURN_IF_ERROR(
-        weights.ReadRows(tensors[i].name, {num_rows, num_inputs}, &threads,
-                         [&](const WeightSource::Rows& rows) {
+        weights.ReadRows(tensors[i].name, {num_rows, num_inputs},
+                         &loader.threads, [&](const WeightSource::Rows& rows) {
                            layer->SetWeightRows(i, rows.first, rows.count,
                                                 rows.stored, rows.values);
                          }));
@@ -67,9 +89,10 @@ absl::Status LoadVector(const std::string& name, int64_t size,
   return weights.ReadFloat(name, {size}, out.data());
 }
 
-absl::StatusOr<Transformer::Weights::Layer> LoadLayer(
-    int index, const ModelConfig& config, ComputeType compute,
-    const WeightSource& weights, ThreadPool& threads) {
+absl::StatusOr<Transformer::Weights::Layer> LoadLayer(int index,
+                                                      const ModelConfig& config,
+                                                      const Loader& loader) {
+  const WeightSource& weights = loader.weights;
   const std::string prefix = absl::StrCat("model.layers.", index, ".");
   const std::string attention = prefix + "self_attn.";
   const std::string mlp = prefix + "mlp.";
@@ -94,25 +117,23 @@ absl::StatusOr<Transformer::Weights::Layer> LoadLayer(
               attention + "v_proj.bias"};
   }
   KVMIX_ASSIGN_OR_RETURN(layer.qkv,
-                         LoadLinear(compute, hidden,
+                         LoadLinear(loader, hidden,
                                     {{attention + "q_proj.weight", q_rows},
                                      {attention + "k_proj.weight", kv_rows},
                                      {attention + "v_proj.weight", kv_rows}},
-                                    biases, weights, threads));
+                                    biases));
   KVMIX_ASSIGN_OR_RETURN(
       layer.output,
-      LoadLinear(compute, q_rows, {{attention + "o_proj.weight", hidden}}, {},
-                 weights, threads));
+      LoadLinear(loader, q_rows, {{attention + "o_proj.weight", hidden}}, {}));
   KVMIX_ASSIGN_OR_RETURN(
       layer.gate_up,
-      LoadLinear(compute, hidden,
+      LoadLinear(loader, hidden,
                  {{mlp + "gate_proj.weight", config.intermediate_size},
                   {mlp + "up_proj.weight", config.intermediate_size}},
-                 {}, weights, threads));
-  KVMIX_ASSIGN_OR_RETURN(
-      layer.down,
-      LoadLinear(compute, config.intermediate_size,
-                 {{mlp + "down_proj.weight", hidden}}, {}, weights, threads));
+                 {}));
+  KVMIX_ASSIGN_OR_RETURN(layer.down,
+                         LoadLinear(loader, config.intermediate_size,
+                                    {{mlp + "down_proj.weight", hidden}}, {}));
   return layer;
 }
 
@@ -170,23 +191,25 @@ struct Transformer::State {
 
 absl::Status Transformer::State::Load(const WeightSource& source,
                                       ComputeType compute) {
+  const Loader loader = {.weights = source,
+                         .compute = compute,
+                         .arena = MakeArena(source, compute),
+                         .threads = threads};
   KVMIX_ASSIGN_OR_RETURN(
       weights.embedding,
-      LoadLinear(compute, config.hidden_size,
-                 {{"model.embed_tokens.weight", config.vocab_size}}, {}, source,
-                 threads));
+      LoadLinear(loader, config.hidden_size,
+                 {{"model.embed_tokens.weight", config.vocab_size}}, {}));
   weights.lm_head = weights.embedding;
   if (!config.tie_embeddings) {
     KVMIX_ASSIGN_OR_RETURN(
-        weights.lm_head, LoadLinear(compute, config.hidden_size,
-                                    {{"lm_head.weight", config.vocab_size}}, {},
-                                    source, threads));
+        weights.lm_head,
+        LoadLinear(loader, config.hidden_size,
+                   {{"lm_head.weight", config.vocab_size}}, {}));
   }
   KVMIX_RETURN_IF_ERROR(LoadVector("model.norm.weight", config.hidden_size,
                                    source, weights.final_norm));
   for (int i = 0; i < config.num_layers; ++i) {
-    KVMIX_ASSIGN_OR_RETURN(Weights::Layer layer,
-                           LoadLayer(i, config, compute, source, threads));
+    KVMIX_ASSIGN_OR_RETURN(Weights::Layer layer, LoadLayer(i, config, loader));
     weights.layers.push_back(std::move(layer));
   }
   return absl::OkStatus();

@@ -123,17 +123,24 @@ absl::string_view ComputeTypeName(ComputeType compute) {
   return "";
 }
 
+int64_t WeightMatrix::BytesFor(ComputeType compute, ElementType stored,
+                               int64_t num_inputs, int64_t num_outputs) {
+  const int64_t blocks = (num_inputs + kBlockInputs - 1) / kBlockInputs;
+  const int64_t panels = (num_outputs + kPanelOutputs - 1) / kPanelOutputs;
+  return panels * blocks * WeightBlockBytes(ChooseLayout(compute, stored));
+}
+
 WeightMatrix::WeightMatrix(ComputeType compute, ElementType stored,
-                           int64_t num_inputs, int64_t num_outputs)
+                           int64_t num_inputs, int64_t num_outputs,
+                           WeightArena& arena)
     : stored_(stored),
       layout_(ChooseLayout(compute, stored)),
       num_inputs_(num_inputs),
-      num_outputs_(num_outputs) {
+      num_outputs_(num_outputs),
+      data_(arena.Take(bytes())) {
   KVMIX_CHECK(num_inputs > 0 && num_outputs > 0 &&
               num_inputs % LayoutOf(stored).elements == 0)
       << num_inputs << " inputs of " << std::string(LayoutOf(stored).name);
-  data_.Reserve(bytes() / static_cast<int64_t>(sizeof(float)));
-  std::memset(data_.get(), 0, bytes());
 }
 
 int64_t WeightMatrix::width(int64_t p) const {

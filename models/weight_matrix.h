@@ -22,8 +22,8 @@
 #include <cstdint>
 
 #include "absl/strings/string_view.h"
-#include "models/aligned_buffer.h"
 #include "models/ggml_blocks.h"
+#include "models/weight_arena.h"
 #include "models/weight_kernels.h"
 
 namespace kvmix {
@@ -41,9 +41,14 @@ absl::string_view ComputeTypeName(ComputeType compute);
 
 class WeightMatrix {
  public:
-  // All bytes are 0. num_inputs is a multiple of the stored type's block.
+  // Bytes that a matrix takes from its arena.
+  static int64_t BytesFor(ComputeType compute, ElementType stored,
+                          int64_t num_inputs, int64_t num_outputs);
+
+  // All bytes are 0. num_inputs is a multiple of the stored type's block. The
+  // arena outlives the matrix.
   WeightMatrix(ComputeType compute, ElementType stored, int64_t num_inputs,
-               int64_t num_outputs);
+               int64_t num_outputs, WeightArena& arena);
 
   WeightLayout layout() const { return layout_; }
   int64_t num_inputs() const { return num_inputs_; }    // K
@@ -58,9 +63,7 @@ class WeightMatrix {
     return num_blocks() * WeightBlockBytes(layout_);
   }
   int64_t bytes() const { return num_panels() * panel_bytes(); }
-  const uint8_t* panel(int64_t p) const {
-    return reinterpret_cast<const uint8_t*>(data_.get()) + p * panel_bytes();
-  }
+  const uint8_t* panel(int64_t p) const { return data_ + p * panel_bytes(); }
   // Outputs of panel p that exist: 32, fewer in the last.
   int64_t width(int64_t p) const;
 
@@ -74,8 +77,8 @@ class WeightMatrix {
 
  private:
   uint8_t* block(int64_t n, int64_t b) {
-    return reinterpret_cast<uint8_t*>(data_.get()) +
-           n / kPanelOutputs * panel_bytes() + b * WeightBlockBytes(layout_);
+    return data_ + n / kPanelOutputs * panel_bytes() +
+           b * WeightBlockBytes(layout_);
   }
   void SetFloatRow(int64_t n, const float* values);
   void SetCodeBlock(int64_t n, int64_t b, const CodeBlock& codes);
@@ -84,7 +87,7 @@ class WeightMatrix {
   const WeightLayout layout_;
   const int64_t num_inputs_;
   const int64_t num_outputs_;
-  AlignedBuffer data_;
+  uint8_t* const data_;
 };
 
 }  // namespace kvmix

@@ -210,12 +210,14 @@ void LayerAttention::Plan(int index) {
   }
 }
 
+// Queries times the scale, and times log2(e): the softmax is in base 2.
 void LayerAttention::ReadQueries(const Task& task, Scratch& scratch) const {
+  const float scale = options_.scale * static_cast<float>(M_LOG2E);
   const int head_dim = ShapeOf(task).head_dim;
   for (int r = 0; r < RowsOf(task); ++r) {
     const float* query = batch_[task.item].queries + OffsetOf(task, r);
     float* row = scratch.queries() + r * head_dim;
-    for (int d = 0; d < head_dim; ++d) row[d] = query[d] * options_.scale;
+    for (int d = 0; d < head_dim; ++d) row[d] = query[d] * scale;
   }
 }
 
@@ -326,7 +328,7 @@ size_t LayerAttention::Combine(size_t first) {
     std::fill_n(out, head_dim, 0.0f);
     for (size_t i = first; i < end; ++i) {
       const int64_t row = tasks_[i].partial + r;
-      const float weight = std::exp(partials_.max[row] - max);
+      const float weight = std::exp2(partials_.max[row] - max);
       sum += partials_.sum[row] * weight;
       for (int d = 0; d < head_dim; ++d)
         out[d] += weight * partials_.out[row * head_dim + d];

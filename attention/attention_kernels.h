@@ -16,7 +16,7 @@ constexpr int PaddedTokens(int tokens) {
   return (tokens + kTokenStep - 1) / kTokenStep * kTokenStep;
 }
 
-// Below any score; exp of it is 0.
+// Below any score; 2^it is 0.
 inline constexpr float kMaskedScore = -1e38f;
 // Running maximum before the first token.
 inline constexpr float kNoScore = -1e30f;
@@ -27,8 +27,8 @@ void ScoreTile(const float* queries, int rows, int head_dim, const float* keys,
                int tokens, float* scores);
 
 // One step of the online softmax (Milakov & Gimelshein, arXiv 1805.02867).
-// scores [R, stride] become exp(score - new maximum); max [R], sum [R] are
-// brought up to date; rescale [R] is what sums of earlier tiles must be
+// scores [R, stride], in base 2, become 2^(score - new maximum); max [R], sum
+// [R] are brought up to date; rescale [R] is what sums of earlier tiles must be
 // multiplied by. Columns up to PaddedTokens(tokens) count: those without a
 // token hold kMaskedScore.
 void SoftmaxTile(float* scores, int64_t stride, int rows, int tokens,

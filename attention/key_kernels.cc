@@ -19,14 +19,14 @@ namespace hn = hwy::HWY_NAMESPACE;
 using namespace packed;  // NOLINT
 
 // Queries as the codes of a run's blocks meet them, for keys PER_CHANNEL: times
-// the scales of the channels, in float or rounded to bytes. `constant` is what
-// the zero points, and the rounding at the middle code, add to every score.
-// Index of block b and row r: b * kRows + r.
+// the scales of the channels, in float, or rounded to bytes with one step for
+// all blocks. `constant` is what the zero points, and the rounding at the
+// middle code, add to every score. Index of block b and row r: b * kRows + r.
 template <int kRows>
 struct BlockQueries {
   alignas(64) float scaled[kMany][kMaxHeadDim];
   alignas(64) int8_t rounded[kMany][kMaxHeadDim];
-  Rounding rounding;
+  Rounding rounding;  // index: row
   alignas(64) float constant[kMany];
 
   template <bool kInt8>
@@ -36,58 +36,88 @@ struct BlockQueries {
     const int first = run.first_slice / per_block;
     const int blocks =
         (run.first_slice + run.num_slices - 1) / per_block + 1 - first;
-    ManyVectors constants, largest;
-    for (int b = 0; b < blocks; ++b)
-      Scale(format, run.block + (first + b) * run.stride, queries, b * kRows,
-            constants, largest);
-    if constexpr (kInt8) {
-      alignas(64) float max[kMany] = {};
-      ReduceMany(MaxOp(), largest, blocks * kRows, max);
-      rounding.Set(max);
-      for (int b = 0; b < blocks; ++b)
-        RoundRows(format.inner, b * kRows, middle, constants);
+    const uint8_t* block = run.block + first * run.stride;
+    if constexpr (kInt8) FindSteps(format, block, run.stride, blocks, queries);
+    ManyVectors constants;
+    for (int b = 0; b < blocks; ++b, block += run.stride) {
+      if constexpr (kInt8) {
+        Round(format, block, queries, middle, b * kRows, constants);
+      } else {
+        Scale(format, block, queries, b * kRows, constants);
+      }
     }
     ReduceMany(AddOp(), constants, blocks * kRows, constant);
   }
 
  private:
-  HWY_INLINE void Scale(const LaneBlock& format, const uint8_t* block,
-                        const float* queries, int at, ManyVectors& constants,
-                        ManyVectors& largest) {
+  // Steps from the largest scale of each channel; `scaled` of the first block
+  // becomes the queries in steps.
+  HWY_INLINE void FindSteps(const LaneBlock& format, const uint8_t* block,
+                            int64_t stride, int blocks, const float* queries) {
     const Floats d;
-    const Half* scales = format.scales(block);
-    const Half* zeros = format.zeros(block);
-    FloatV zero_sum[kRows], max[kRows];
-    for (int r = 0; r < kRows; ++r) zero_sum[r] = max[r] = hn::Zero(d);
+    FloatV bound[kRows];
+    for (int r = 0; r < kRows; ++r) bound[r] = hn::Zero(d);
     for (int c = 0; c < format.inner; c += kLanes) {
-      const FloatV scale = LoadHalf(scales + c), zero = LoadHalf(zeros + c);
-      for (int r = 0; r < kRows; ++r) {
-        const FloatV q = hn::LoadU(d, queries + r * format.inner + c);
-        const FloatV x = hn::Mul(q, scale);
-        zero_sum[r] = hn::MulAdd(q, zero, zero_sum[r]);
-        max[r] = hn::Max(max[r], hn::Abs(x));
-        hn::Store(x, d, scaled[at + r] + c);
-      }
+      FloatV scale = LoadHalf(format.scales(block) + c);
+      for (int b = 1; b < blocks; ++b)
+        scale = hn::Max(scale, LoadHalf(format.scales(block + b * stride) + c));
+      for (int r = 0; r < kRows; ++r)
+        bound[r] = hn::Max(
+            bound[r],
+            hn::Mul(hn::Abs(hn::LoadU(d, queries + r * format.inner + c)),
+                    scale));
     }
+    ManyVectors bounds;
+    alignas(64) float largest[kMany] = {};
+    for (int r = 0; r < kRows; ++r) bounds.Set(r, bound[r]);
+    ReduceMany(MaxOp(), bounds, kRows, largest);
+    rounding.Set(largest);
     for (int r = 0; r < kRows; ++r) {
-      constants.Set(at + r, zero_sum[r]);
-      largest.Set(at + r, max[r]);
+      const FloatV inverse = hn::Set(d, rounding.inverse[r]);
+      for (int c = 0; c < format.inner; c += kLanes)
+        hn::Store(
+            hn::Mul(hn::LoadU(d, queries + r * format.inner + c), inverse), d,
+            scaled[r] + c);
     }
   }
 
-  HWY_INLINE void RoundRows(int n, int at, float middle,
-                            ManyVectors& constants) {
+  HWY_INLINE void Round(const LaneBlock& format, const uint8_t* block,
+                        const float* queries, float middle, int at,
+                        ManyVectors& constants) {
     const Floats d;
-    FloatV left[kRows];
-    for (int r = 0; r < kRows; ++r) left[r] = hn::Zero(d);
-    for (int c = 0; c < n; c += kLanes)
-      for (int r = 0; r < kRows; ++r)
-        left[r] = hn::Add(
-            left[r], rounding.Round(at + r, hn::Load(d, scaled[at + r] + c),
-                                    rounded[at + r] + c));
+    FloatV zero_sum[kRows], left[kRows];
+    for (int r = 0; r < kRows; ++r) zero_sum[r] = left[r] = hn::Zero(d);
+    for (int c = 0; c < format.inner; c += kLanes) {
+      const FloatV scale = LoadHalf(format.scales(block) + c);
+      const FloatV zero = LoadHalf(format.zeros(block) + c);
+      for (int r = 0; r < kRows; ++r) {
+        const FloatV steps = hn::Mul(hn::Load(d, scaled[r] + c), scale);
+        left[r] = hn::Add(left[r], RoundToBytes(steps, rounded[at + r] + c));
+        zero_sum[r] = hn::MulAdd(hn::LoadU(d, queries + r * format.inner + c),
+                                 zero, zero_sum[r]);
+      }
+    }
     for (int r = 0; r < kRows; ++r)
-      constants.Set(at + r, hn::MulAdd(left[r], hn::Set(d, middle),
-                                       constants.Get(at + r)));
+      constants.Set(at + r,
+                    hn::MulAdd(left[r], hn::Set(d, middle * rounding.step[r]),
+                               zero_sum[r]));
+  }
+
+  HWY_INLINE void Scale(const LaneBlock& format, const uint8_t* block,
+                        const float* queries, int at, ManyVectors& constants) {
+    const Floats d;
+    FloatV zero_sum[kRows];
+    for (int r = 0; r < kRows; ++r) zero_sum[r] = hn::Zero(d);
+    for (int c = 0; c < format.inner; c += kLanes) {
+      const FloatV scale = LoadHalf(format.scales(block) + c);
+      const FloatV zero = LoadHalf(format.zeros(block) + c);
+      for (int r = 0; r < kRows; ++r) {
+        const FloatV q = hn::LoadU(d, queries + r * format.inner + c);
+        zero_sum[r] = hn::MulAdd(q, zero, zero_sum[r]);
+        hn::Store(hn::Mul(q, scale), d, scaled[at + r] + c);
+      }
+    }
+    for (int r = 0; r < kRows; ++r) constants.Set(at + r, zero_sum[r]);
   }
 };
 
@@ -155,7 +185,7 @@ void ScorePerChannel(const LaneBlock& format, const BlockRun& run,
                     FloatV score;
                     if constexpr (kInt8) {
                       score = hn::MulAdd(hn::ConvertTo(d, total),
-                                         hn::Set(d, own.rounding.step[at + r]),
+                                         hn::Set(d, own.rounding.step[r]),
                                          constant);
                     } else {
                       score = hn::Add(total, constant);
@@ -198,10 +228,13 @@ void ScorePerToken(const LaneBlock& format, const BlockRun& run,
       rounding[r].Set(largest);
       for (int g = 0; g < num_groups; ++g) {
         FloatV rest = hn::Zero(d);
+        const FloatV inverse = hn::Set(d, rounding[r].inverse[g]);
         for (int c = g * format.group; c < (g + 1) * format.group; c += kLanes)
-          rest = hn::Add(rest, rounding[r].Round(g, hn::LoadU(d, query + c),
-                                                 rounded[r] + c));
-        sum.Set(g, hn::Mul(rest, hn::Set(d, kMiddle<kBits>)));
+          rest = hn::Add(rest,
+                         RoundToBytes(hn::Mul(hn::LoadU(d, query + c), inverse),
+                                      rounded[r] + c));
+        sum.Set(
+            g, hn::Mul(rest, hn::Set(d, kMiddle<kBits> * rounding[r].step[g])));
       }
       ReduceMany(AddOp(), sum, kMany, left[r]);
     }
@@ -323,10 +356,13 @@ void ScoreElevensOf(const ElevenBlock& format, const BlockRun& blocks,
       });
     }
     for (int r = 0; r < kRows; ++r) {
-      const float zero = hn::GetLane(hn::SumOfLanes(d, zero_sum[r]));
+      ManyVectors sums;
+      alignas(64) float total[kMany];
+      for (int t = 0; t < kTokens; ++t) sums.Set(t, sum[t][r]);
+      sums.Set(kTokens, zero_sum[r]);
+      ReduceMany(AddOp(), sums, kTokens + 1, total);
       for (int t = 0; t < kTokens; ++t)
-        scores[r * stride + b * kTokens + t] =
-            hn::GetLane(hn::SumOfLanes(d, sum[t][r])) + zero;
+        scores[r * stride + b * kTokens + t] = total[t] + total[kTokens];
     }
   }
 }

@@ -145,25 +145,25 @@ HWY_INLINE void ReduceMany(Op op, const ManyVectors& v, int n, float* out) {
 struct Rounding {
   alignas(64) float step[kMany], inverse[kMany];
 
-  // From the largest magnitudes.
-  HWY_INLINE void Set(const float* max) {
+  // From bounds of the magnitudes.
+  HWY_INLINE void Set(const float* bound) {
     const Floats d;
     for (int i = 0; i < kMany; i += kLanes) {
-      const FloatV m = hn::Load(d, max + i);
+      const FloatV m = hn::Load(d, bound + i);
       hn::Store(hn::Mul(m, hn::Set(d, 1.0f / 127.0f)), d, step + i);
       hn::Store(hn::IfThenElseZero(hn::Gt(m, hn::Zero(d)),
                                    hn::Div(hn::Set(d, 127.0f), m)),
                 d, inverse + i);
     }
   }
-  // bytes [kLanes] = v / step [i], rounded; returns what rounding took.
-  HWY_INLINE FloatV Round(int i, FloatV v, int8_t* bytes) const {
-    const Floats d;
-    const IntV code = ToNearest(hn::Mul(v, hn::Set(d, inverse[i])));
-    StoreBytes(code, bytes);
-    return hn::NegMulAdd(hn::ConvertTo(d, code), hn::Set(d, step[i]), v);
-  }
 };
+
+// bytes [kLanes] = x, in steps, rounded; returns what rounding took.
+HWY_INLINE FloatV RoundToBytes(FloatV x, int8_t* bytes) {
+  const IntV code = ToNearest(x);
+  StoreBytes(code, bytes);
+  return hn::Sub(x, hn::ConvertTo(Floats(), code));
+}
 
 // sum += codes * numbers over the 32 inner rows of a unit, in float or in
 // integers. numbers: for each row, those of the unit.

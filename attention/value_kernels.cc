@@ -30,32 +30,6 @@ struct Weights {
   alignas(64) int8_t rounded[kMany][kMaxTokens];
   Rounding rounding;
   alignas(64) float constant[kMany];
-
-  // Rounds n tokens of the first `count` groups and rows, and sums what each
-  // vector of `constants` holds.
-  template <bool kInt8>
-  HWY_INLINE void Finish(int count, int n, float middle,
-                         const ManyVectors& largest, ManyVectors& constants) {
-    const Floats d;
-    if constexpr (kInt8) {
-      alignas(64) float max[kMany] = {};
-      ReduceMany(MaxOp(), largest, count, max);
-      rounding.Set(max);
-      for (int i = 0; i < count; i += kRows) {
-        FloatV left[kRows];
-        for (int r = 0; r < kRows; ++r) left[r] = hn::Zero(d);
-        for (int t = 0; t < n; t += kLanes)
-          for (int r = 0; r < kRows; ++r)
-            left[r] = hn::Add(
-                left[r], rounding.Round(i + r, hn::Load(d, rows[i + r] + t),
-                                        rounded[i + r] + t));
-        for (int r = 0; r < kRows; ++r)
-          constants.Set(i + r, hn::MulAdd(left[r], hn::Set(d, middle),
-                                          constants.Get(i + r)));
-      }
-    }
-    ReduceMany(AddOp(), constants, count, constant);
-  }
 };
 
 // The sum of codes * weights for kSpan vectors of channels from `lane` on, over
@@ -102,48 +76,99 @@ HWY_INLINE void SumUnits(const LaneBlock& format, const BlockRun& run,
   }
 }
 
+// body(scales and zero points of the group from there on, token of the run) for
+// every kLanes tokens of a run, values PER_TOKEN.
+template <class Body>
+HWY_INLINE void ForTokens(const LaneBlock& format, const BlockRun& run,
+                          int group, Body&& body) {
+  const int per_block = format.inner / LaneBlock::kUnit;
+  for (int u = 0; u < run.num_slices; ++u) {
+    const int unit = run.first_slice + u;
+    const uint8_t* block = run.block + unit / per_block * run.stride;
+    const int64_t at =
+        int64_t{group} * format.inner + unit % per_block * LaneBlock::kUnit;
+    for (int t = 0; t < kSliceTokens; t += kLanes)
+      body(format.scales(block) + at + t, format.zeros(block) + at + t,
+           u * kSliceTokens + t);
+  }
+}
+
+// Weights of groups [first, first + count), values PER_TOKEN.
+template <int kBits, int kRows, bool kInt8>
+HWY_INLINE void ScaleWeights(const LaneBlock& format, const BlockRun& run,
+                             int first, int count, const float* weights,
+                             int64_t stride, Weights<kRows>& own) {
+  const Floats d;
+  if constexpr (kInt8) {
+    ManyVectors largest;
+    for (int g = 0; g < count; ++g) {
+      FloatV max[kRows];
+      for (int r = 0; r < kRows; ++r) max[r] = hn::Zero(d);
+      ForTokens(
+          format, run, first + g,
+          [&](const Half* scales, const Half*, int t) KVMIX_KERNEL_LAMBDA {
+            const FloatV scale = LoadHalf(scales);
+            for (int r = 0; r < kRows; ++r)  // weights and scales are positive
+              max[r] = hn::Max(
+                  max[r],
+                  hn::Mul(hn::LoadU(d, weights + r * stride + t), scale));
+          });
+      for (int r = 0; r < kRows; ++r) largest.Set(g * kRows + r, max[r]);
+    }
+    alignas(64) float bound[kMany] = {};
+    ReduceMany(MaxOp(), largest, count * kRows, bound);
+    own.rounding.Set(bound);
+  }
+  ManyVectors constants;
+  for (int g = 0; g < count; ++g) {
+    FloatV zero_sum[kRows], left[kRows], inverse[kRows];
+    for (int r = 0; r < kRows; ++r) {
+      zero_sum[r] = left[r] = hn::Zero(d);
+      if constexpr (kInt8)
+        inverse[r] = hn::Set(d, own.rounding.inverse[g * kRows + r]);
+    }
+    ForTokens(
+        format, run, first + g,
+        [&](const Half* scales, const Half* zeros, int t) KVMIX_KERNEL_LAMBDA {
+          const FloatV scale = LoadHalf(scales), zero = LoadHalf(zeros);
+          for (int r = 0; r < kRows; ++r) {
+            const FloatV w = hn::LoadU(d, weights + r * stride + t);
+            const FloatV x = hn::Mul(w, scale);
+            zero_sum[r] = hn::MulAdd(w, zero, zero_sum[r]);
+            if constexpr (kInt8) {
+              left[r] = hn::Add(left[r],
+                                RoundToBytes(hn::Mul(x, inverse[r]),
+                                             own.rounded[g * kRows + r] + t));
+            } else {
+              hn::Store(x, d, own.rows[g * kRows + r] + t);
+            }
+          }
+        });
+    for (int r = 0; r < kRows; ++r) {
+      const int i = g * kRows + r;
+      if constexpr (kInt8)
+        zero_sum[r] = hn::MulAdd(
+            left[r], hn::Set(d, kMiddle<kBits> * own.rounding.step[i]),
+            zero_sum[r]);
+      constants.Set(i, zero_sum[r]);
+    }
+  }
+  ReduceMany(AddOp(), constants, count * kRows, own.constant);
+}
+
 // Values PER_TOKEN: scales go into the weights.
 template <int kBits, int kRows, bool kInt8>
 void AccumulatePerToken(const LaneBlock& format, const BlockRun& run,
                         const float* weights, int64_t stride, float* out) {
   const Floats d;
   const FloatV table = CodeTable<kBits>();
-  const int D = format.lanes, per_block = format.inner / LaneBlock::kUnit;
-  const int num_groups = D / format.group;
+  const int D = format.lanes, num_groups = D / format.group;
   constexpr int kGroups = kMany / kRows;  // at a time
   Weights<kRows> scaled;
   for (int g0 = 0; g0 < num_groups; g0 += kGroups) {
     const int groups = std::min(kGroups, num_groups - g0);
-    ManyVectors largest, constants;
-    for (int g = 0; g < groups; ++g) {
-      FloatV zero_sum[kRows], max[kRows];
-      for (int r = 0; r < kRows; ++r) zero_sum[r] = max[r] = hn::Zero(d);
-      for (int u = 0; u < run.num_slices; ++u) {
-        const int unit = run.first_slice + u;
-        const uint8_t* block = run.block + unit / per_block * run.stride;
-        const int64_t at = int64_t{g0 + g} * format.inner +
-                           unit % per_block * LaneBlock::kUnit;
-        const Half* scales = format.scales(block) + at;
-        const Half* zeros = format.zeros(block) + at;
-        for (int t = 0; t < kSliceTokens; t += kLanes) {
-          const FloatV scale = LoadHalf(scales + t), zero = LoadHalf(zeros + t);
-          for (int r = 0; r < kRows; ++r) {
-            const FloatV w =
-                hn::LoadU(d, weights + r * stride + u * kSliceTokens + t);
-            const FloatV x = hn::Mul(w, scale);
-            zero_sum[r] = hn::MulAdd(w, zero, zero_sum[r]);
-            max[r] = hn::Max(max[r], x);  // weights and scales are positive
-            hn::Store(x, d, scaled.rows[g * kRows + r] + u * kSliceTokens + t);
-          }
-        }
-      }
-      for (int r = 0; r < kRows; ++r) {
-        largest.Set(g * kRows + r, max[r]);
-        constants.Set(g * kRows + r, zero_sum[r]);
-      }
-    }
-    scaled.template Finish<kInt8>(groups * kRows, run.num_slices * kSliceTokens,
-                                  kMiddle<kBits>, largest, constants);
+    ScaleWeights<kBits, kRows, kInt8>(format, run, g0, groups, weights, stride,
+                                      scaled);
     for (int g = 0; g < groups; ++g) {
       const int end = (g0 + g + 1) * format.group;
       for (int lane = end - format.group; lane < end; lane += kSpan * kLanes) {
@@ -160,15 +185,15 @@ void AccumulatePerToken(const LaneBlock& format, const BlockRun& run,
         }
       }
     }
-    if (g0 == 0 && run.ahead != 0) {
-      for (int u = 0; u < run.num_slices; ++u) {
-        const int unit = run.first_slice + u;
-        if (unit % per_block == 0)
-          PrefetchLines(run.block + unit / per_block * run.stride +
-                            format.code_bytes() + run.ahead,
-                        2 * format.scale_bytes());
-      }
-    }
+  }
+  if (run.ahead == 0) return;
+  const int per_block = format.inner / LaneBlock::kUnit;
+  for (int u = 0; u < run.num_slices; ++u) {
+    const int unit = run.first_slice + u;
+    if (unit % per_block == 0)
+      PrefetchLines(run.block + unit / per_block * run.stride +
+                        format.code_bytes() + run.ahead,
+                    2 * format.scale_bytes());
   }
 }
 
@@ -187,7 +212,7 @@ void AccumulatePerChannel(const LaneBlock& format, const BlockRun& run,
     const int n = std::min(per_group - unit % per_group, run.num_slices - u);
     const uint8_t* block = run.block + unit / per_block * run.stride;
     const int64_t group = int64_t{unit} % per_block / per_group * format.lanes;
-    ManyVectors largest, sums, constants;
+    ManyVectors largest, sums;
     for (int r = 0; r < kRows; ++r) {
       FloatV sum = hn::Zero(d), max = hn::Zero(d);
       for (int t = 0; t < n * kSliceTokens; t += kLanes) {
@@ -199,12 +224,26 @@ void AccumulatePerChannel(const LaneBlock& format, const BlockRun& run,
       }
       largest.Set(r, max);
       sums.Set(r, sum);
-      constants.Set(r, hn::Zero(d));
     }
     alignas(64) float sum_of_weights[kMany];
     ReduceMany(AddOp(), sums, kRows, sum_of_weights);
-    own.template Finish<kInt8>(kRows, n * kSliceTokens, kMiddle<kBits>, largest,
-                               constants);
+    if constexpr (kInt8) {
+      alignas(64) float bound[kMany] = {};
+      ReduceMany(MaxOp(), largest, kRows, bound);
+      own.rounding.Set(bound);
+      ManyVectors lefts;
+      for (int r = 0; r < kRows; ++r) {
+        FloatV left = hn::Zero(d);
+        const FloatV inverse = hn::Set(d, own.rounding.inverse[r]);
+        for (int t = 0; t < n * kSliceTokens; t += kLanes)
+          left = hn::Add(
+              left, RoundToBytes(hn::Mul(hn::Load(d, own.rows[r] + t), inverse),
+                                 own.rounded[r] + t));
+        lefts.Set(r, hn::Mul(left, hn::Set(d, kMiddle<kBits> *
+                                                  own.rounding.step[r])));
+      }
+      ReduceMany(AddOp(), lefts, kRows, own.constant);
+    }
     for (int lane = 0; lane < D; lane += kSpan * kLanes) {
       FloatV sum[kSpan][kRows];
       SumUnits<kBits, kRows, kInt8>(format, run, table, own, 0, lane, u, n,

@@ -71,7 +71,8 @@ std::vector<int32_t> RandomTokens(const ModelConfig& config, int64_t count,
   return tokens;
 }
 
-std::unique_ptr<KvCache> FullPrecisionCache(const Transformer& model) {
+std::unique_ptr<KvCache> FullPrecisionCache(const Transformer& model,
+                                            std::pmr::memory_resource* memory) {
   CachePlan plan;
   for (int i = 0; i < model.config().num_layers; ++i) {
     LayerPlan& layer = *plan.add_layer();
@@ -81,7 +82,7 @@ std::unique_ptr<KvCache> FullPrecisionCache(const Transformer& model) {
   auto cache = KvCache::Create(
       model.cache_shape(), plan,
       std::make_shared<KeepRecent>(KeepRecentOptions{.ratio = 1}),
-      std::make_shared<KeepAll>());
+      std::make_shared<KeepAll>(), memory);
   EXPECT_OK(cache.status());
   return *std::move(cache);
 }

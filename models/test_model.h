@@ -4,6 +4,7 @@
 
 #include <map>
 #include <memory>
+#include <memory_resource>
 #include <string>
 #include <vector>
 
@@ -37,7 +38,9 @@ std::vector<int32_t> RandomTokens(const ModelConfig& config, int64_t count,
                                   uint64_t seed = 1);
 
 // A cache that quantizes nothing.
-std::unique_ptr<KvCache> FullPrecisionCache(const Transformer& model);
+std::unique_ptr<KvCache> FullPrecisionCache(
+    const Transformer& model,
+    std::pmr::memory_resource* memory = std::pmr::get_default_resource());
 
 // Runs one pass; [i] holds the rows of chunk i.
 std::vector<std::vector<float>> Logits(Transformer& model,

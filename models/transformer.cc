@@ -173,6 +173,17 @@ struct Transformer::State {
   ThreadPool threads;
   Weights weights;
 
+  // A row of logits to be made.
+  struct WantedRow {
+    int chunk;
+    int64_t token;
+    int64_t row;
+  };
+
+  // Memory of a pass, kept for the next: a decode step allocates nothing.
+  std::vector<TokenAt> tokens;
+  std::vector<AttentionItem> items;
+  std::vector<WantedRow> wanted;
   // Activations of the pass that runs; row r is a token, the chunks' tokens one
   // after the other.
   int64_t num_rows = 0;
@@ -271,7 +282,7 @@ absl::Status Transformer::State::Validate(absl::Span<const Chunk> batch) const {
 }
 
 void Transformer::State::Start(absl::Span<const Chunk> batch) {
-  std::vector<TokenAt> tokens;
+  tokens.clear();
   for (const Chunk& chunk : batch) {
     int64_t position = chunk.cache->num_tokens(0);
     for (const int32_t token : chunk.tokens)
@@ -326,7 +337,7 @@ absl::Status Transformer::State::RunLayer(int index,
                                           absl::Span<const Chunk> batch) {
   const Weights::Layer& layer = weights.layers[index];
   ProjectQkv(layer);
-  std::vector<AttentionItem> items;
+  items.clear();
   int64_t row = 0;
   for (const Chunk& chunk : batch) {
     const int64_t count = static_cast<int64_t>(chunk.tokens.size());
@@ -353,12 +364,7 @@ absl::Status Transformer::State::RunLayer(int index,
 
 absl::Status Transformer::State::MakeLogits(absl::Span<const Chunk> batch,
                                             const LogitsConsumer& consume) {
-  struct Wanted {
-    int chunk;
-    int64_t token;
-    int64_t row;
-  };
-  std::vector<Wanted> wanted;
+  wanted.clear();
   int64_t row = 0;
   for (size_t i = 0; i < batch.size(); ++i) {
     const int64_t count = static_cast<int64_t>(batch[i].tokens.size());
@@ -385,7 +391,7 @@ absl::Status Transformer::State::MakeLogits(absl::Span<const Chunk> batch,
     });
     weights.lm_head->Forward(normed.get(), count, logits.get(), threads);
     for (int64_t r = 0; r < count;) {
-      const Wanted& start = wanted[first + r];
+      const WantedRow& start = wanted[first + r];
       int64_t end = r + 1;
       while (end < count && wanted[first + end].chunk == start.chunk) ++end;
       KVMIX_RETURN_IF_ERROR(

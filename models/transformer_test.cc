@@ -76,6 +76,8 @@ TEST(TransformerTest, ASequenceDoesNotDependOnTheRestOfItsBatch) {
   }
 }
 
+// Chunks give the same bits. A single token's attention has kernels of its own,
+// which sum in another order.
 TEST(TransformerTest, ChunksAndSingleTokensGiveTheLogitsOfOnePass) {
   for (const ModelConfig& config : Configs()) {
     const auto model = Load(config, RandomWeights(config));
@@ -91,7 +93,13 @@ TEST(TransformerTest, ChunksAndSingleTokensGiveTheLogitsOfOnePass) {
               .cache = cache.get()}});
         logits.insert(logits.end(), part[0].begin(), part[0].end());
       }
-      EXPECT_EQ(logits, expected) << config.family << ", chunks of " << chunk;
+      if (chunk > 1) {
+        EXPECT_EQ(logits, expected) << config.family << ", chunks of " << chunk;
+        continue;
+      }
+      ASSERT_EQ(logits.size(), expected.size());
+      for (size_t i = 0; i < logits.size(); ++i)
+        ASSERT_NEAR(logits[i], expected[i], 1e-4) << config.family << ", " << i;
     }
   }
 }

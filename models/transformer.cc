@@ -19,8 +19,9 @@ namespace {
 // Rows that pass a layer's matrix products together: bounds what a long prompt
 // needs beside its hidden states.
 constexpr int64_t kRowTile = 512;
-// Logits are made in tiles of about 32 MiB.
-constexpr int64_t kLogitTileFloats = int64_t{8} << 20;
+// Logits are made in tiles of about 8 MiB: enough rows to be worth a pass over
+// the matrix, and little beside the weights of the smallest model.
+constexpr int64_t kLogitTileFloats = int64_t{2} << 20;
 
 struct Tensor {
   std::string name;

@@ -18,7 +18,7 @@ namespace {
 // rows. A mapped file's pages are dropped every few runs.
 constexpr int64_t kElementsPerRun = int64_t{1} << 16;
 constexpr int64_t kRunAlignment = 32;
-constexpr int64_t kRunsBetweenDrops = 16;
+constexpr int64_t kRunsBetweenDrops = 8;
 constexpr int64_t kAllFinite = std::numeric_limits<int64_t>::max();
 
 // How alike two names are: the length of what they begin and end with in

@@ -9,7 +9,9 @@
 
 #include "attention/attention_reference.h"
 #include "attention/kv_cache_layer.h"
+#include "attention/packed_attention.h"
 #include "attention/test_policies.h"
+#include "hwy/highway.h"
 #include "kvmix/base/random.h"
 #include "kvmix/base/status_matchers.h"
 
@@ -144,6 +146,48 @@ std::vector<Case> Cases() {
        .cached = 130,
        .chunk = 30,
        .sliding_window = 1},
+      {.name = "decode_uniform_two_bits_per_token",
+       .kv_heads = 3,
+       .group = 3,
+       .cached = 1300,
+       .key = PerToken(2, 32),
+       .value = PerToken(2, 32),
+       .recency = {.keep = 37}},
+      {.name = "decode_long_groups",
+       .kv_heads = 1,
+       .group = 2,
+       .head_dim = 128,
+       .cached = 700,
+       .key = PerChannel(4, 128),
+       .value = PerToken(3, 128)},
+      {.name = "decode_values_per_channel",
+       .kv_heads = 1,
+       .group = 1,
+       .head_dim = 96,
+       .cached = 300,
+       .key = PerToken(3, 96),
+       .value = PerChannel(4, 64),
+       .recency = {.sinks = 5}},
+      {.name = "decode_eight_bits_wide_head",
+       .kv_heads = 1,
+       .group = 5,
+       .head_dim = 256,
+       .cached = 260,
+       .key = PerChannel(8, 32),
+       .value = PerToken(8, 64)},
+      {.name = "decode_six_rows_in_a_chunk",
+       .kv_heads = 1,
+       .group = 3,
+       .cached = 170,
+       .chunk = 2,
+       .key = PerChannel(2, 64),
+       .value = PerChannel(2, 32)},
+      {.name = "decode_seven_rows_without_kernels",
+       .kv_heads = 1,
+       .group = 7,
+       .cached = 170,
+       .key = PerChannel(5, 32),
+       .value = PerToken(6, 32)},
       {.name = "split_chunk_of_many_rows",
        .kv_heads = 1,
        .group = 8,
@@ -225,6 +269,30 @@ Sequence MakeSequence(const Case& c, uint64_t stream = 0) {
   return s;
 }
 
+// Instruction sets that this CPU has and kernels are compiled for.
+std::vector<int64_t> Targets() {
+  std::vector<int64_t> targets;
+  for (int64_t target : {int64_t{HWY_SCALAR}, int64_t{HWY_AVX2},
+                         int64_t{HWY_AVX3}, int64_t{HWY_AVX3_DL}})
+    if ((hwy::SupportedTargets() & target) != 0 || target == HWY_SCALAR)
+      targets.push_back(target);
+  return targets;
+}
+
+// Computes with one instruction set as long as it lives.
+struct Forced {
+  explicit Forced(int64_t target) { hwy::SetSupportedTargetsForTest(target); }
+  ~Forced() { hwy::SetSupportedTargetsForTest(0); }
+};
+
+ReferenceAttention ReferenceOf(const Case& c) {
+  return {.num_heads = c.kv_heads * c.group,
+          .num_kv_heads = c.kv_heads,
+          .head_dim = c.head_dim,
+          .scale = 1 / std::sqrt(static_cast<double>(c.head_dim)),
+          .sliding_window = c.sliding_window};
+}
+
 class AttentionTest : public ::testing::TestWithParam<Case> {};
 
 // A score's rounding error e makes a relative error e in a weight, so the error
@@ -234,27 +302,27 @@ TEST_P(AttentionTest, MatchesReference) {
   const Case& c = GetParam();
   Sequence s = MakeSequence(c);
   ThreadPool threads(1);
-  s.Attend(threads);
   const std::vector<float> keys = Stored(s.cache->layer(0).keys, c.head_dim);
   const std::vector<float> values =
       Stored(s.cache->layer(0).values, c.head_dim);
   std::vector<double> condition;
-  const std::vector<double> expected = ReferenceAttention{
-      .num_heads = c.kv_heads * c.group,
-      .num_kv_heads = c.kv_heads,
-      .head_dim = c.head_dim,
-      .scale = s.options.scale,
-      .sliding_window = c.sliding_window}(s.queries, keys, values, &condition);
+  const std::vector<double> expected =
+      ReferenceOf(c)(s.queries, keys, values, &condition);
   float largest = 0;
   for (float v : values) largest = std::max(largest, std::fabs(v));
-  double worst = 0;
-  for (size_t i = 0; i < s.out.size(); ++i) {
-    const double unit = std::numeric_limits<float>::epsilon() * largest *
-                        (1 + condition[i / c.head_dim]);
-    worst = std::max(worst, std::fabs(s.out[i] - expected[i]) / unit);
+  for (int64_t target : Targets()) {
+    const Forced forced(target);
+    s.out.assign(s.out.size(), -1.0f);
+    s.Attend(threads);
+    double worst = 0;
+    for (size_t i = 0; i < s.out.size(); ++i) {
+      const double unit = std::numeric_limits<float>::epsilon() * largest *
+                          (1 + condition[i / c.head_dim]);
+      worst = std::max(worst, std::fabs(s.out[i] - expected[i]) / unit);
+    }
+    EXPECT_LT(worst, 1.0) << hwy::TargetName(target);
+    RecordProperty(hwy::TargetName(target), std::to_string(worst));
   }
-  EXPECT_LT(worst, 1.0);
-  RecordProperty("worst", std::to_string(worst));
 }
 
 TEST_P(AttentionTest, DoesNotDependOnThreads) {
@@ -286,6 +354,92 @@ TEST_P(AttentionTest, DoesNotDependOnTheRestOfTheBatch) {
 
 INSTANTIATE_TEST_SUITE_P(AllCases, AttentionTest, ::testing::ValuesIn(Cases()),
                          [](const auto& info) { return info.param.name; });
+
+double Distance(const std::vector<double>& a, const std::vector<double>& b) {
+  double sum = 0;
+  for (size_t i = 0; i < a.size(); ++i) sum += (a[i] - b[i]) * (a[i] - b[i]);
+  return std::sqrt(sum);
+}
+
+// int8 arithmetic takes the output from what the stored keys and values say by
+// less than `limit` of what quantization has taken that from the exact output.
+void ExpectInt8ErrorBelow(double limit, const Case& c) {
+  Sequence s = MakeSequence(c);
+  s.options.arithmetic = AttentionArithmetic::kInt8;
+  const ReferenceAttention reference = ReferenceOf(c);
+  std::vector<double> ignored;
+  const std::vector<double> stored =
+      reference(s.queries, Stored(s.cache->layer(0).keys, c.head_dim),
+                Stored(s.cache->layer(0).values, c.head_dim), &ignored);
+  Case exact = c;
+  exact.key = exact.value = Unquantized();
+  const Sequence half = MakeSequence(exact);
+  const std::vector<double> unquantized =
+      reference(s.queries, Stored(half.cache->layer(0).keys, c.head_dim),
+                Stored(half.cache->layer(0).values, c.head_dim), &ignored);
+  ThreadPool threads(1);
+  for (int64_t target : Targets()) {
+    const Forced forced(target);
+    s.Attend(threads);
+    const std::vector<double> out(s.out.begin(), s.out.end());
+    const double share = Distance(out, stored) / Distance(stored, unquantized);
+    EXPECT_LT(share, limit) << hwy::TargetName(target);
+    EXPECT_GT(share, 1e-4) << "computed in float";
+  }
+}
+
+TEST(AttentionInt8Test, ErrorIsASmallShareOfTheQuantizationError) {
+  const double kLimit[] = {0, 0, 1.0 / 20, 1.0 / 10, 1.0 / 5};
+  for (int head_dim : {64, 128}) {
+    for (int group : {1, 3, 8}) {
+      for (int bits : {2, 3, 4}) {
+        for (bool swapped : {false, true}) {
+          SCOPED_TRACE(::testing::Message()
+                       << "head_dim " << head_dim << ", " << group << " rows, "
+                       << bits << " bits, axes swapped: " << swapped);
+          ExpectInt8ErrorBelow(
+              kLimit[bits],
+              {.name = "",
+               .kv_heads = 2,
+               .group = group,
+               .head_dim = head_dim,
+               .cached = 600,
+               .key = swapped ? PerToken(bits, 32) : PerChannel(bits, 32),
+               .value = swapped ? PerChannel(bits, 32) : PerToken(bits, 32)});
+        }
+      }
+    }
+  }
+}
+
+TEST(AttentionInt8Test, FormatsWithoutAnIntegerKernelAreComputedInFloat) {
+  for (const Case& c : Cases()) {
+    if (c.key.bits() <= 4 || c.value.bits() <= 4) continue;
+    Sequence s = MakeSequence(c);
+    ThreadPool threads(1);
+    s.Attend(threads);
+    const std::vector<float> expected = s.out;
+    s.options.arithmetic = AttentionArithmetic::kInt8;
+    s.Attend(threads);
+    EXPECT_EQ(s.out, expected) << c.name;
+  }
+}
+
+TEST(PackedKernelNameTest, SaysWhatComputes) {
+  const auto name = [](const QuantFormat& format,
+                       AttentionArithmetic arithmetic) {
+    return PackedKernelName(**MakeBlockCodec(format, Side::kKey, 64),
+                            arithmetic);
+  };
+  const auto kFloat = AttentionArithmetic::kFloat;
+  const auto kInt8 = AttentionArithmetic::kInt8;
+  EXPECT_EQ(name(PerChannel(2, 32), kFloat), "float");
+  EXPECT_EQ(name(PerChannel(2, 32), kInt8), "int8");
+  EXPECT_EQ(name(PerChannel(8, 32), kInt8), "float");
+  EXPECT_EQ(name(ThreeBitWords(), kInt8), "float");
+  EXPECT_EQ(name(PerChannel(5, 32), kInt8), "float, decoded first");
+  EXPECT_EQ(name(PerChannel(2, 40), kFloat), "float, decoded first");
+}
 
 TEST(AttentionBatchTest, AnEmptyBatchIsNoWork) {
   ThreadPool threads(2);

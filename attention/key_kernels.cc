@@ -71,7 +71,7 @@ struct BlockQueries {
     alignas(64) float largest[kMany] = {};
     for (int r = 0; r < kRows; ++r) bounds.Set(r, bound[r]);
     ReduceMany(MaxOp(), bounds, kRows, largest);
-    rounding.Set(largest);
+    rounding.Set(largest, 127);
     for (int r = 0; r < kRows; ++r) {
       const FloatV inverse = hn::Set(d, rounding.inverse[r]);
       for (int c = 0; c < format.inner; c += kLanes)
@@ -169,7 +169,7 @@ void ScorePerChannel(const LaneBlock& format, const BlockRun& run,
                     const int8_t* rows[kRows];
                     for (int r = 0; r < kRows; ++r)
                       rows[r] = own.rounded[at + r] + c;
-                    AddUnit<kBits, kRows>(unit, rows, sum);
+                    AddUnit<kBits, kRows, int8_t>(unit, rows, sum);
                   } else {
                     const float* rows[kRows];
                     for (int r = 0; r < kRows; ++r)
@@ -225,7 +225,7 @@ void ScorePerToken(const LaneBlock& format, const BlockRun& run,
     if constexpr (kInt8) {
       alignas(64) float largest[kMany];
       ReduceMany(MaxOp(), max, kMany, largest);
-      rounding[r].Set(largest);
+      rounding[r].Set(largest, 127);
       for (int g = 0; g < num_groups; ++g) {
         FloatV rest = hn::Zero(d);
         const FloatV inverse = hn::Set(d, rounding[r].inverse[g]);
@@ -259,7 +259,7 @@ void ScorePerToken(const LaneBlock& format, const BlockRun& run,
               if constexpr (kInt8) {
                 const int8_t* rows[kRows];
                 for (int r = 0; r < kRows; ++r) rows[r] = rounded[r] + channel;
-                AddUnit<kBits, kRows>(unit, rows, sum);
+                AddUnit<kBits, kRows, int8_t>(unit, rows, sum);
               } else {
                 const float* rows[kRows];
                 for (int r = 0; r < kRows; ++r)

@@ -34,38 +34,41 @@ constexpr float kMiddle = ((1 << kBits) - 1) / 2.0f;
 // Sums kept apart, so that a multiply-add need not wait for the last one.
 constexpr int Chains(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
 
-// sum + the products of four codes (unsigned bytes) and four numbers (signed
-// bytes) in each 32-bit lane. Codes are below 16, so that no step saturates:
-// every instruction set gives the same integers.
-HWY_INLINE IntV DotFour(IntV sum, WordV codes, IntV numbers) {
+// sum + the products of four unsigned and four signed bytes in each 32-bit
+// lane. One of them are codes, below 16, so that no step saturates: every
+// instruction set gives the same integers.
+HWY_INLINE IntV DotFour(IntV sum, WordV unsigned_bytes, WordV signed_bytes) {
 #if HWY_TARGET == HWY_AVX3_DL
   // Not the intrinsic: Highway 1.0.3 names AVX-VNNI for this target, where it
   // means AVX512-VNNI, so that a compiler refuses it.
-  asm("vpdpbusd %2, %1, %0" : "+v"(sum.raw) : "v"(codes.raw), "v"(numbers.raw));
+  asm("vpdpbusd %2, %1, %0"
+      : "+v"(sum.raw)
+      : "v"(unsigned_bytes.raw), "v"(signed_bytes.raw));
   return sum;
 #elif HWY_TARGET == HWY_AVX3
-  const auto pairs = _mm512_maddubs_epi16(codes.raw, numbers.raw);
+  const auto pairs = _mm512_maddubs_epi16(unsigned_bytes.raw, signed_bytes.raw);
   return hn::Add(sum, IntV{_mm512_madd_epi16(pairs, _mm512_set1_epi16(1))});
 #elif HWY_TARGET == HWY_AVX2
-  const auto pairs = _mm256_maddubs_epi16(codes.raw, numbers.raw);
+  const auto pairs = _mm256_maddubs_epi16(unsigned_bytes.raw, signed_bytes.raw);
   return hn::Add(sum, IntV{_mm256_madd_epi16(pairs, _mm256_set1_epi16(1))});
 #else
   const Ints d;
   Unroll<4>([&](auto i) KVMIX_KERNEL_LAMBDA {
-    const IntV code = hn::BitCast(
-        d, hn::And(hn::ShiftRight<8 * i>(codes), hn::Set(Words(), 0xffu)));
-    const IntV number = hn::ShiftRight<24>(hn::ShiftLeft<24 - 8 * i>(numbers));
-    sum = hn::Add(sum, hn::Mul(code, number));
+    const IntV a = hn::BitCast(d, hn::And(hn::ShiftRight<8 * i>(unsigned_bytes),
+                                          hn::Set(Words(), 0xffu)));
+    const IntV b = hn::ShiftRight<24>(
+        hn::BitCast(d, hn::ShiftLeft<24 - 8 * i>(signed_bytes)));
+    sum = hn::Add(sum, hn::Mul(a, b));
   });
   return sum;
 #endif
 }
 
-// The four signed bytes at `bytes`, in every lane.
-HWY_INLINE IntV SetFour(const int8_t* bytes) {
-  int32_t four;
+// The four bytes at `bytes`, in every lane.
+HWY_INLINE WordV SetFour(const void* bytes) {
+  uint32_t four;
   std::memcpy(&four, bytes, 4);
-  return hn::Set(Ints(), four);
+  return hn::Set(Words(), four);
 }
 
 // The nearest integers of numbers far inside the range of int32.
@@ -79,13 +82,14 @@ HWY_INLINE IntV ToNearest(FloatV v) {
 #endif
 }
 
-// bytes [kLanes] = v, which fit.
-HWY_INLINE void StoreBytes(IntV v, int8_t* bytes) {
+// bytes [kLanes] = v, which fit. Byte is int8_t or uint8_t.
+template <class Byte>
+HWY_INLINE void StoreBytes(IntV v, Byte* bytes) {
 #if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
   _mm_storeu_si128(reinterpret_cast<__m128i*>(bytes),
                    _mm512_cvtepi32_epi8(v.raw));
 #else
-  const hn::Rebind<int8_t, Floats> d8;
+  const hn::Rebind<Byte, Floats> d8;
   hn::StoreU(hn::DemoteTo(d8, v), d8, bytes);
 #endif
 }
@@ -145,21 +149,22 @@ HWY_INLINE void ReduceMany(Op op, const ManyVectors& v, int n, float* out) {
 struct Rounding {
   alignas(64) float step[kMany], inverse[kMany];
 
-  // From bounds of the magnitudes.
-  HWY_INLINE void Set(const float* bound) {
+  // From bounds of the magnitudes, which become `levels` steps.
+  HWY_INLINE void Set(const float* bound, float levels) {
     const Floats d;
     for (int i = 0; i < kMany; i += kLanes) {
       const FloatV m = hn::Load(d, bound + i);
-      hn::Store(hn::Mul(m, hn::Set(d, 1.0f / 127.0f)), d, step + i);
+      hn::Store(hn::Mul(m, hn::Set(d, 1 / levels)), d, step + i);
       hn::Store(hn::IfThenElseZero(hn::Gt(m, hn::Zero(d)),
-                                   hn::Div(hn::Set(d, 127.0f), m)),
+                                   hn::Div(hn::Set(d, levels), m)),
                 d, inverse + i);
     }
   }
 };
 
 // bytes [kLanes] = x, in steps, rounded; returns what rounding took.
-HWY_INLINE FloatV RoundToBytes(FloatV x, int8_t* bytes) {
+template <class Byte>
+HWY_INLINE FloatV RoundToBytes(FloatV x, Byte* bytes) {
   const IntV code = ToNearest(x);
   StoreBytes(code, bytes);
   return hn::Sub(x, hn::ConvertTo(Floats(), code));
@@ -184,9 +189,9 @@ HWY_INLINE void AddUnit(FloatV table, const uint32_t* unit,
   });
 }
 
-template <int kBits, int kRows>
+template <int kBits, int kRows, class Byte>
 HWY_INLINE void AddUnit(const uint32_t* unit,
-                        const int8_t* const (&numbers)[kRows],
+                        const Byte* const (&numbers)[kRows],
                         IntV (&sum)[Chains(kRows)][kSpan][kRows]) {
   Unroll<LaneBlock::kUnit / 4>([&](auto i) KVMIX_KERNEL_LAMBDA {
     constexpr int kChain = i % Chains(kRows);
@@ -194,9 +199,11 @@ HWY_INLINE void AddUnit(const uint32_t* unit,
     for (int v = 0; v < kSpan; ++v)
       codes[v] = FourCodes<kBits, i>(unit + v * kLanes);
     for (int r = 0; r < kRows; ++r) {
-      const IntV number = SetFour(numbers[r] + 4 * i);
+      const WordV number = SetFour(numbers[r] + 4 * i);
       for (int v = 0; v < kSpan; ++v)
-        sum[kChain][v][r] = DotFour(sum[kChain][v][r], codes[v], number);
+        sum[kChain][v][r] = std::is_signed_v<Byte>
+                                ? DotFour(sum[kChain][v][r], codes[v], number)
+                                : DotFour(sum[kChain][v][r], number, codes[v]);
     }
   });
 }

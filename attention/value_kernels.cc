@@ -27,7 +27,7 @@ constexpr int kMaxTokens = kMaxRunSlices * kSliceTokens;
 template <int kRows>
 struct Weights {
   alignas(64) float rows[kMany][kMaxTokens];
-  alignas(64) int8_t rounded[kMany][kMaxTokens];
+  alignas(64) uint8_t rounded[kMany][kMaxTokens];
   Rounding rounding;
   alignas(64) float constant[kMany];
 };
@@ -53,10 +53,10 @@ HWY_INLINE void SumUnits(const LaneBlock& format, const BlockRun& run,
       PrefetchLines(reinterpret_cast<const uint8_t*>(words) + run.ahead,
                     format.unit_words() * 4);
     if constexpr (kInt8) {
-      const int8_t* rows[kRows];
+      const uint8_t* rows[kRows];
       for (int r = 0; r < kRows; ++r)
         rows[r] = weights.rounded[at + r] + u * 32;
-      AddUnit<kBits, kRows>(words, rows, sum);
+      AddUnit<kBits, kRows, uint8_t>(words, rows, sum);
     } else {
       const float* rows[kRows];
       for (int r = 0; r < kRows; ++r) rows[r] = weights.rows[at + r] + u * 32;
@@ -117,7 +117,7 @@ HWY_INLINE void ScaleWeights(const LaneBlock& format, const BlockRun& run,
     }
     alignas(64) float bound[kMany] = {};
     ReduceMany(MaxOp(), largest, count * kRows, bound);
-    own.rounding.Set(bound);
+    own.rounding.Set(bound, 255);
   }
   ManyVectors constants;
   for (int g = 0; g < count; ++g) {
@@ -230,7 +230,7 @@ void AccumulatePerChannel(const LaneBlock& format, const BlockRun& run,
     if constexpr (kInt8) {
       alignas(64) float bound[kMany] = {};
       ReduceMany(MaxOp(), largest, kRows, bound);
-      own.rounding.Set(bound);
+      own.rounding.Set(bound, 255);
       ManyVectors lefts;
       for (int r = 0; r < kRows; ++r) {
         FloatV left = hn::Zero(d);

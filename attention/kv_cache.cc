@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "attention/cache_memory.h"
 #include "attention/kv_cache_layer.h"
 #include "kvmix/base/check.h"
 #include "kvmix/base/status_macros.h"
@@ -72,7 +73,7 @@ struct KvCache::State {
       : shape(shape),
         recency(std::move(recency)),
         eviction(std::move(eviction)),
-        layers(memory) {}
+        layers(memory != nullptr ? memory : &own_memory) {}
 
   // The codec of `format`, null for 16 bits; made once per format and side.
   absl::StatusOr<const BlockCodec*> CodecOf(const QuantFormat& format,
@@ -101,6 +102,7 @@ struct KvCache::State {
   const std::shared_ptr<const EvictionPolicy> eviction;
   std::map<std::pair<Side, std::string>, std::unique_ptr<BlockCodec>> codecs;
   std::vector<Bits> bits;  // [L]
+  CacheMemory own_memory;  // if no other was given; outlives the layers
   std::pmr::vector<Layer> layers;
 };
 
@@ -216,7 +218,7 @@ absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(
     std::shared_ptr<const RecencyPolicy> recency,
     std::shared_ptr<const EvictionPolicy> eviction,
     std::pmr::memory_resource* memory) {
-  KVMIX_CHECK(recency != nullptr && eviction != nullptr && memory != nullptr);
+  KVMIX_CHECK(recency != nullptr && eviction != nullptr);
   KVMIX_RETURN_IF_ERROR(ValidateShape(shape));
   KVMIX_RETURN_IF_ERROR(
       ValidateIsNonNegative(recency->sink_tokens(), "sink_tokens"));

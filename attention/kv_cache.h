@@ -27,12 +27,12 @@ struct CacheShape {
 class KvCache {
  public:
   // Policies are shared by the caches of a batch and outlive them. Memory comes
-  // from `memory` alone.
+  // from `memory` alone; null: from a CacheMemory of its own.
   static absl::StatusOr<std::unique_ptr<KvCache>> Create(
       const CacheShape& shape, const CachePlan& plan,
       std::shared_ptr<const RecencyPolicy> recency,
       std::shared_ptr<const EvictionPolicy> eviction,
-      std::pmr::memory_resource* memory = std::pmr::get_default_resource());
+      std::pmr::memory_resource* memory = nullptr);
   ~KvCache();
 
   const CacheShape& shape() const;

@@ -3,13 +3,14 @@
 #include <algorithm>
 #include <cstring>
 
+#include "attention/cache_memory.h"
 #include "attention/half_rows.h"
 #include "kvmix/base/check.h"
 
 namespace kvmix {
 namespace {
 
-constexpr size_t kAlignment = 64;
+constexpr size_t kAlignment = CacheMemory::kPageAlignment;
 constexpr int kMaxHeadDim = 4096;
 
 template <typename T>

@@ -120,6 +120,73 @@ void SoftmaxGradientLoop(const float* p, int64_t size, float dot, float scale,
   });
 }
 
+// Four lanes of double, or as many of them as a vector has.
+using Doubles = hn::CappedTag<double, 4>;
+constexpr int kDoubleLanes = static_cast<int>(hn::MaxLanes(Doubles()));
+HWY_INLINE hn::Vec<Doubles> LoadDoubles(const float* p) {
+  return hn::PromoteTo(Doubles(), hn::LoadU(hn::Rebind<float, Doubles>(), p));
+}
+
+// In double, as four sums of every fourth product: the order, and so the
+// result, is that of every instruction set. Products of floats are exact in
+// double.
+double DotLoop(const float* a, const float* b, int64_t size) {
+  constexpr int kSums = 4 / kDoubleLanes;
+  hn::Vec<Doubles> sum[kSums];
+  for (int j = 0; j < kSums; ++j) sum[j] = hn::Zero(Doubles());
+  int64_t i = 0;
+  for (; i + 4 <= size; i += 4) {
+    for (int j = 0; j < kSums; ++j) {
+      const int64_t at = i + j * kDoubleLanes;
+      sum[j] = hn::MulAdd(LoadDoubles(a + at), LoadDoubles(b + at), sum[j]);
+    }
+  }
+  double sums[4];
+  for (int j = 0; j < kSums; ++j)
+    hn::StoreU(sum[j], Doubles(), sums + j * kDoubleLanes);
+  for (; i < size; ++i) sums[0] += static_cast<double>(a[i]) * b[i];
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+// out = x inverse weight.
+void NormLoop(const float* x, const float* weight, float inverse, int64_t size,
+              float* out) {
+  ForEachVector(size, [=](auto d, int64_t i) HWY_ATTR {
+    const auto scaled = hn::Mul(hn::LoadU(d, x + i), hn::Set(d, inverse));
+    hn::StoreU(hn::Mul(scaled, hn::LoadU(d, weight + i)), d, out + i);
+  });
+}
+
+// dx = r (dout weight - x slope), in double.
+void NormGradientLoop(const float* x, const float* weight, const float* dout,
+                      double r, double slope, int64_t size, float* dx) {
+  int64_t i = 0;
+  for (; i + kDoubleLanes <= size; i += kDoubleLanes) {
+    const auto g = hn::Mul(LoadDoubles(dout + i), LoadDoubles(weight + i));
+    const auto along = hn::Mul(LoadDoubles(x + i), hn::Set(Doubles(), slope));
+    const auto out = hn::Mul(hn::Set(Doubles(), r), hn::Sub(g, along));
+    const hn::Rebind<float, Doubles> d;
+    hn::StoreU(hn::DemoteTo(d, out), d, dx + i);
+  }
+  for (; i < size; ++i) {
+    dx[i] = static_cast<float>(
+        r * (static_cast<double>(dout[i]) * weight[i] - x[i] * slope));
+  }
+}
+
+// Pairs (a, b) become (a cos - b sin, b cos + a sin).
+void RotateLoop(float* a, float* b, int64_t size, const float* cos,
+                const float* sin) {
+  ForEachVector(size, [=](auto d, int64_t i) HWY_ATTR {
+    const auto va = hn::LoadU(d, a + i);
+    const auto vb = hn::LoadU(d, b + i);
+    const auto c = hn::LoadU(d, cos + i);
+    const auto s = hn::LoadU(d, sin + i);
+    hn::StoreU(hn::Sub(hn::Mul(va, c), hn::Mul(vb, s)), d, a + i);
+    hn::StoreU(hn::Add(hn::Mul(vb, c), hn::Mul(va, s)), d, b + i);
+  });
+}
+
 }  // namespace kvmix::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -134,17 +201,13 @@ HWY_EXPORT(ScaleLoop);
 HWY_EXPORT(MaxLoop);
 HWY_EXPORT(AddLoop);
 HWY_EXPORT(SoftmaxGradientLoop);
+HWY_EXPORT(DotLoop);
+HWY_EXPORT(NormLoop);
+HWY_EXPORT(NormGradientLoop);
+HWY_EXPORT(RotateLoop);
 
-// In double, in an order that no instruction set changes.
 double Dot(const float* a, const float* b, int64_t size) {
-  double sum[4] = {};
-  int64_t i = 0;
-  for (; i + 4 <= size; i += 4) {
-    for (int j = 0; j < 4; ++j)
-      sum[j] += static_cast<double>(a[i + j]) * b[i + j];
-  }
-  for (; i < size; ++i) sum[0] += static_cast<double>(a[i]) * b[i];
-  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+  return HWY_DYNAMIC_DISPATCH(DotLoop)(a, b, size);
 }
 
 double InverseRms(const float* x, float eps, int64_t size) {
@@ -191,7 +254,7 @@ double YarnFrequency(double f, int i, int head_dim, double theta,
 void RmsNorm(const float* x, const float* weight, float eps, int64_t size,
              float* out) {
   const float inverse = static_cast<float>(InverseRms(x, eps, size));
-  for (int64_t i = 0; i < size; ++i) out[i] = x[i] * inverse * weight[i];
+  HWY_DYNAMIC_DISPATCH(NormLoop)(x, weight, inverse, size, out);
 }
 
 void RmsNormGradient(const float* x, const float* weight, float eps,
@@ -202,10 +265,8 @@ void RmsNormGradient(const float* x, const float* weight, float eps,
   for (int64_t i = 0; i < size; ++i)
     mean += static_cast<double>(dout[i]) * weight[i] * x[i];
   mean /= static_cast<double>(size);
-  for (int64_t i = 0; i < size; ++i) {
-    dx[i] = static_cast<float>(
-        r * (static_cast<double>(dout[i]) * weight[i] - x[i] * (r * r * mean)));
-  }
+  HWY_DYNAMIC_DISPATCH(NormGradientLoop)
+  (x, weight, dout, r, r * r * mean, size, dx);
 }
 
 Rope::Rope(const ModelConfig& config) {
@@ -249,22 +310,13 @@ void Rope::Angles(int64_t position, float* cos, float* sin) const {
 
 void Rotate(float* x, int head_dim, const float* cos, const float* sin) {
   const int half = head_dim / 2;
-  for (int i = 0; i < half; ++i) {
-    const float a = x[i];
-    const float b = x[i + half];
-    x[i] = a * cos[i] - b * sin[i];
-    x[i + half] = b * cos[i] + a * sin[i];
-  }
+  HWY_DYNAMIC_DISPATCH(RotateLoop)(x, x + half, half, cos, sin);
 }
 
 void RotateBack(float* x, int head_dim, const float* cos, const float* sin) {
+  // The other way round: as if the halves changed places.
   const int half = head_dim / 2;
-  for (int i = 0; i < half; ++i) {
-    const float a = x[i];
-    const float b = x[i + half];
-    x[i] = a * cos[i] + b * sin[i];
-    x[i + half] = b * cos[i] - a * sin[i];
-  }
+  HWY_DYNAMIC_DISPATCH(RotateLoop)(x + half, x, half, cos, sin);
 }
 
 void NormAndRotateHeads(const ModelConfig& config,

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "hwy/highway.h"
 
 namespace kvmix {
 namespace {
@@ -199,6 +200,87 @@ TEST(RopeTest, YarnScalesCosAndSinByTheAttentionFactor) {
   for (int i = 0; i < 4; ++i)
     EXPECT_NEAR(cos[i] * cos[i] + sin[i] * sin[i], 1.25 * 1.25, 1e-5);
 }
+
+// ---- Every instruction set that this machine can run
+
+std::vector<int64_t> Targets() {
+  std::vector<int64_t> targets;
+  for (int64_t rest = hwy::SupportedTargets() & HWY_TARGETS; rest != 0;
+       rest &= rest - 1)
+    targets.push_back(rest & -rest);
+  return targets;
+}
+
+class OpsInstructionSetTest : public ::testing::TestWithParam<int64_t> {
+ protected:
+  static void Choose(int64_t target) {
+    hwy::SetSupportedTargetsForTest(target);
+    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+  }
+  void SetUp() override { Choose(GetParam()); }
+  void TearDown() override { Choose(0); }
+
+  // Sizes with and without a rest.
+  static constexpr int kSizes[] = {1, 3, 16, 64, 100, 577};
+};
+
+// What has no exponential has the same bits in every set.
+TEST_P(OpsInstructionSetTest, NormsAndRotationsAgreeToTheLastBit) {
+  for (const int n : kSizes) {
+    const auto x = Wave(n, 0), weight = Wave(n, 1), dy = Wave(n, 2);
+    const auto all = [&] {
+      std::vector<std::vector<float>> out(4, std::vector<float>(n));
+      RmsNorm(x.data(), weight.data(), 1e-5f, n, out[0].data());
+      RmsNormGradient(x.data(), weight.data(), 1e-5f, dy.data(), n,
+                      out[1].data());
+      out[2] = x;
+      Rotate(out[2].data(), n, weight.data(), dy.data());
+      out[3] = x;
+      RotateBack(out[3].data(), n, weight.data(), dy.data());
+      return out;
+    };
+    const auto here = all();
+    Choose(0);
+    EXPECT_EQ(here, all()) << n;
+    Choose(GetParam());
+  }
+}
+
+TEST_P(OpsInstructionSetTest, MatchesDouble) {
+  for (const int n : kSizes) {
+    const auto x = Wave(n, 0), up = Wave(n, 1);
+    std::vector<float> y(n);
+    RmsNorm(x.data(), up.data(), 1e-5f, n, y.data());
+    const double rms = std::sqrt(Dot(x, x) / n + 1e-5);
+    for (int i = 0; i < n; ++i) ASSERT_NEAR(y[i], x[i] / rms * up[i], 1e-6);
+
+    SwiGlu(x.data(), up.data(), n, y.data());
+    for (int i = 0; i < n; ++i) {
+      ASSERT_NEAR(y[i], x[i] / (1 + std::exp(-double{x[i]})) * up[i], 2e-6);
+    }
+    y = x;
+    Softmax(y.data(), n, 0.7f);
+    double sum = 0;
+    for (const float v : x) sum += std::exp(0.7 * v);
+    for (int i = 0; i < n; ++i)
+      ASSERT_NEAR(y[i] / (std::exp(0.7 * x[i]) / sum), 1, 1e-6);
+
+    y = x;
+    const double loss = CrossEntropyGradient(y.data(), n, n / 2, 0.5f);
+    sum = 0;
+    for (const float v : x) sum += std::exp(double{v});
+    ASSERT_NEAR(loss, std::log(sum) - x[n / 2], 1e-6);
+    for (int i = 0; i < n; ++i) {
+      ASSERT_NEAR(y[i], 0.5 * (std::exp(double{x[i]}) / sum - (i == n / 2)),
+                  1e-6);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Targets, OpsInstructionSetTest,
+                         ::testing::ValuesIn(Targets()), [](const auto& info) {
+                           return std::string(hwy::TargetName(info.param));
+                         });
 
 }  // namespace
 }  // namespace kvmix

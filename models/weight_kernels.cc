@@ -630,17 +630,18 @@ void RoundBlockToInt8(const float* x, Int8Block* out) {
   const bool usable = max >= 1e-30f && max <= 3e38f;
   const float inverse = usable ? 127 / max : 0;
   out->scale = usable || !(max < 1e-30f) ? max / 127 : 0;
-  for (int i = 0; i < kBlockInputs; i += kLanes) {
-    IntVec codes = hn::Zero(Ints());
-    if (usable) {
-      codes = hn::NearestInt(
-          hn::Mul(hn::LoadU(Floats(), x + i), hn::Set(Floats(), inverse)));
-    }
-    hn::StoreU(hn::DemoteTo(d8, codes), d8, out->codes + i);
-  }
   for (int half = 0; half < 2; ++half) {
-    out->sums[half] = 0;
-    for (int i = 0; i < 16; ++i) out->sums[half] += out->codes[16 * half + i];
+    IntVec sum = hn::Zero(Ints());
+    for (int i = 16 * half; i < 16 * (half + 1); i += kLanes) {
+      IntVec codes = hn::Zero(Ints());
+      if (usable) {
+        codes = hn::NearestInt(
+            hn::Mul(hn::LoadU(Floats(), x + i), hn::Set(Floats(), inverse)));
+      }
+      hn::StoreU(hn::DemoteTo(d8, codes), d8, out->codes + i);
+      sum = hn::Add(sum, codes);
+    }
+    out->sums[half] = hn::GetLane(hn::SumOfLanes(Ints(), sum));
   }
 }
 

@@ -284,36 +284,43 @@ void MultiplyFew(const float* x, int64_t x_stride, const uint8_t* block,
   }
 }
 
-template <class AddBlock>
-void MultiplyUpTo4(const float* x, int64_t x_stride, int64_t num_rows,
-                   const uint8_t* blocks, int64_t num_blocks, float* c,
-                   int64_t c_stride) {
-  switch (num_rows) {
-    case 1:
-      return MultiplyFew<AddBlock, 1>(x, x_stride, blocks, num_blocks, c,
-                                      c_stride);
-    case 2:
-      return MultiplyFew<AddBlock, 2>(x, x_stride, blocks, num_blocks, c,
-                                      c_stride);
-    case 3:
-      return MultiplyFew<AddBlock, 3>(x, x_stride, blocks, num_blocks, c,
-                                      c_stride);
-    default:
-      return MultiplyFew<AddBlock, 4>(x, x_stride, blocks, num_blocks, c,
-                                      c_stride);
+// Takes rows while at least kRows are left.
+template <class AddBlock, int kRows>
+void TakeFewRows(const float* x, int64_t x_stride, int64_t num_rows,
+                 const uint8_t* blocks, int64_t num_blocks, float* c,
+                 int64_t c_stride, int64_t& row) {
+  for (; num_rows - row >= kRows; row += kRows) {
+    MultiplyFew<AddBlock, kRows>(x + row * x_stride, x_stride, blocks,
+                                 num_blocks, c + row * c_stride, c_stride);
   }
 }
 
+template <class AddBlock>
+void MultiplyAllFew(const float* x, int64_t x_stride, int64_t num_rows,
+                    const uint8_t* blocks, int64_t num_blocks, float* c,
+                    int64_t c_stride) {
+  int64_t row = 0;
+  const auto take = [&]<int kRows>() {
+    TakeFewRows<AddBlock, kRows>(x, x_stride, num_rows, blocks, num_blocks, c,
+                                 c_stride, row);
+  };
+  if constexpr (kVectors <= 2) take.template operator()<8>();
+  take.template operator()<4>();
+  take.template operator()<3>();
+  take.template operator()<2>();
+  take.template operator()<1>();
+}
+
 template <class L>
-constexpr auto MultiplyUpTo4Codes = &MultiplyUpTo4<AddCodesBlock<L>>;
+constexpr auto MultiplyAllFewCodes = &MultiplyAllFew<AddCodesBlock<L>>;
 
 using FewFunction = void (*)(const float*, int64_t, int64_t, const uint8_t*,
                              int64_t, float*, int64_t);
 FewFunction FewOf(WeightLayout layout) {
-  if (layout == WeightLayout::kFloat16) return &MultiplyUpTo4<AddFloat16Block>;
+  if (layout == WeightLayout::kFloat16) return &MultiplyAllFew<AddFloat16Block>;
   if (layout == WeightLayout::kBFloat16)
-    return &MultiplyUpTo4<AddBFloat16Block>;
-  KVMIX_WITH_CODES(layout, MultiplyUpTo4Codes)
+    return &MultiplyAllFew<AddBFloat16Block>;
+  KVMIX_WITH_CODES(layout, MultiplyAllFewCodes)
   return nullptr;
 }
 
@@ -677,7 +684,7 @@ namespace {
 // float.
 constexpr int64_t kDecodeBlocks = 6;
 // Rows of float that are multiplied by weights decoded in registers at most.
-constexpr int64_t kFewRows = 4;
+constexpr int64_t kFewRows = 8;
 
 }  // namespace
 

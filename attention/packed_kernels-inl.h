@@ -155,7 +155,8 @@ struct Rounding {
     for (int i = 0; i < kMany; i += kLanes) {
       const FloatV m = hn::Load(d, bound + i);
       hn::Store(hn::Mul(m, hn::Set(d, 1 / levels)), d, step + i);
-      hn::Store(hn::IfThenElseZero(hn::Gt(m, hn::Zero(d)),
+      // Nothing, where 1 / m would overflow.
+      hn::Store(hn::IfThenElseZero(hn::Gt(m, hn::Set(d, 1e-30f)),
                                    hn::Div(hn::Set(d, levels), m)),
                 d, inverse + i);
     }
@@ -170,12 +171,21 @@ HWY_INLINE FloatV RoundToBytes(FloatV x, Byte* bytes) {
   return hn::Sub(x, hn::ConvertTo(Floats(), code));
 }
 
+// The innermost part of a kernel, whose sums live in registers. Sanitizers
+// multiply its size, so for them it is a function of its own.
+#undef KVMIX_INNERMOST
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define KVMIX_INNERMOST HWY_NOINLINE
+#else
+#define KVMIX_INNERMOST HWY_INLINE
+#endif
+
 // sum += codes * numbers over the 32 inner rows of a unit, in float or in
 // integers. numbers: for each row, those of the unit.
 template <int kBits, int kRows>
-HWY_INLINE void AddUnit(FloatV table, const uint32_t* unit,
-                        const float* const (&numbers)[kRows],
-                        FloatV (&sum)[Chains(kRows)][kSpan][kRows]) {
+KVMIX_INNERMOST void AddUnit(FloatV table, const uint32_t* unit,
+                             const float* const (&numbers)[kRows],
+                             FloatV (&sum)[Chains(kRows)][kSpan][kRows]) {
   Unroll<LaneBlock::kUnit>([&](auto i) KVMIX_KERNEL_LAMBDA {
     constexpr int kChain = i % Chains(kRows);
     FloatV code[kSpan];
@@ -190,9 +200,9 @@ HWY_INLINE void AddUnit(FloatV table, const uint32_t* unit,
 }
 
 template <int kBits, int kRows, class Byte>
-HWY_INLINE void AddUnit(const uint32_t* unit,
-                        const Byte* const (&numbers)[kRows],
-                        IntV (&sum)[Chains(kRows)][kSpan][kRows]) {
+KVMIX_INNERMOST void AddUnit(const uint32_t* unit,
+                             const Byte* const (&numbers)[kRows],
+                             IntV (&sum)[Chains(kRows)][kSpan][kRows]) {
   Unroll<LaneBlock::kUnit / 4>([&](auto i) KVMIX_KERNEL_LAMBDA {
     constexpr int kChain = i % Chains(kRows);
     WordV codes[kSpan];

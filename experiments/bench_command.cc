@@ -115,13 +115,7 @@ absl::Status BenchCommand(absl::Span<const std::string> args,
           BenchMethodHelp()));
   BenchFlags flags;
   flags.AddTo(command_line);
-  KVMIX_ASSIGN_OR_RETURN(const std::vector<std::string> arguments,
-                         command_line.Parse(args));
-  if (command_line.wants_help()) {
-    std::cout << command_line.Help();
-    return absl::OkStatus();
-  }
-  if (!arguments.empty()) return UsageError("takes flags only");
+  KVMIX_RETURN_IF_ERROR(command_line.ParseFlags(args));
   KVMIX_ASSIGN_OR_RETURN(const BenchOutput output,
                          ParseBenchOutput(flags.output));
   KVMIX_RETURN_IF_ERROR(flags.Resolve());

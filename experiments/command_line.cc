@@ -13,6 +13,7 @@ namespace kvmix {
 namespace {
 
 constexpr char kUsagePayload[] = "kvmix/usage";
+constexpr char kHelpPayload[] = "kvmix/help";
 
 std::string Normalized(absl::string_view name) {
   return absl::StrReplaceAll(name, {{"-", "_"}});
@@ -28,6 +29,12 @@ absl::Status UsageError(absl::string_view message) {
 
 bool IsUsageError(const absl::Status& status) {
   return status.GetPayload(kUsagePayload).has_value();
+}
+
+std::optional<std::string> HelpText(const absl::Status& status) {
+  const auto text = status.GetPayload(kHelpPayload);
+  if (!text.has_value()) return std::nullopt;
+  return std::string(*text);
 }
 
 CommandLine::CommandLine(std::string usage, std::string description)
@@ -103,8 +110,9 @@ absl::StatusOr<std::vector<std::string>> CommandLine::Parse(
       continue;
     }
     if (arg == "--help" || arg == "-h") {
-      wants_help_ = true;
-      return arguments;
+      absl::Status help = absl::CancelledError("--help");
+      help.SetPayload(kHelpPayload, absl::Cord(Help()));
+      return help;
     }
     if (!absl::ConsumePrefix(&arg, "--"))
       return UsageError(absl::StrCat("unknown flag ", args[i]));
@@ -129,6 +137,13 @@ absl::StatusOr<std::vector<std::string>> CommandLine::Parse(
     }
   }
   return arguments;
+}
+
+absl::Status CommandLine::ParseFlags(absl::Span<const std::string> args) {
+  const auto arguments = Parse(args);
+  if (!arguments.ok() || arguments->empty()) return arguments.status();
+  return UsageError(
+      absl::StrCat("takes flags only, not \"", arguments->front(), "\""));
 }
 
 std::string CommandLine::Help() const {

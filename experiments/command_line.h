@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -31,12 +32,12 @@ class CommandLine {
   void Flag(const std::string& name, std::vector<std::string>* values,
             const std::string& help);
 
-  // The arguments that are no flags. Errors are usage errors. After --help,
-  // wants_help() is true and nothing else counts.
+  // The arguments that are no flags. Errors are usage errors; so that --help
+  // ends a command as an error does, it is one, too: see HelpText.
   absl::StatusOr<std::vector<std::string>> Parse(
       absl::Span<const std::string> args);
-  bool wants_help() const { return wants_help_; }
-  std::string Help() const;
+  // The same for a command that takes flags only.
+  absl::Status ParseFlags(absl::Span<const std::string> args);
 
  private:
   struct FlagInfo {
@@ -47,15 +48,17 @@ class CommandLine {
     std::function<bool(absl::string_view)> set;
   };
   FlagInfo* Find(absl::string_view name);
+  std::string Help() const;
 
   const std::string usage_;
   const std::string description_;
   std::vector<FlagInfo> flags_;
-  bool wants_help_ = false;
 };
 
 // An error of how a command was called, which ends the program with code 2.
 absl::Status UsageError(absl::string_view message);
 bool IsUsageError(const absl::Status& status);
+// What to print if `status` stands for --help; else nothing.
+std::optional<std::string> HelpText(const absl::Status& status);
 
 }  // namespace kvmix

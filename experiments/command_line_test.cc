@@ -50,12 +50,23 @@ TEST_F(CommandLineTest, MistakesAreUsageErrors) {
 }
 
 TEST_F(CommandLineTest, HelpNamesEveryFlagWithItsDefault) {
-  ASSERT_OK(command_line_.Parse({"--help", "--nope"}).status());
-  EXPECT_TRUE(command_line_.wants_help());
-  EXPECT_THAT(command_line_.Help(), HasSubstr("usage: kvmix test"));
-  EXPECT_THAT(command_line_.Help(), HasSubstr("--text-file=..."));
-  EXPECT_THAT(command_line_.Help(), HasSubstr("(default: default)"));
-  EXPECT_THAT(command_line_.Help(), HasSubstr("(default: 3)"));
+  const absl::Status status =
+      command_line_.Parse({"--help", "--nope"}).status();
+  EXPECT_FALSE(IsUsageError(status));
+  const std::optional<std::string> help = HelpText(status);
+  ASSERT_TRUE(help.has_value()) << status;
+  EXPECT_THAT(*help, HasSubstr("usage: kvmix test"));
+  EXPECT_THAT(*help, HasSubstr("--text-file=..."));
+  EXPECT_THAT(*help, HasSubstr("(default: default)"));
+  EXPECT_THAT(*help, HasSubstr("(default: 3)"));
+  EXPECT_FALSE(HelpText(absl::OkStatus()).has_value());
+  EXPECT_FALSE(HelpText(UsageError("x")).has_value());
+}
+
+TEST_F(CommandLineTest, ACommandMayTakeFlagsOnly) {
+  EXPECT_OK(command_line_.ParseFlags({"--count=1"}));
+  EXPECT_TRUE(IsUsageError(command_line_.ParseFlags({"x"})));
+  EXPECT_TRUE(IsUsageError(command_line_.ParseFlags({"--nope"})));
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include "experiments/field_path.h"
 #include "experiments/paths.h"
 #include "experiments/text_proto.h"
+#include "google/protobuf/descriptor.h"
 #include "kvmix/allocation/bit_allocator.h"
 #include "kvmix/base/registry.h"
 #include "kvmix/base/status_macros.h"
@@ -221,13 +222,50 @@ absl::Status ResolveMethods(ExperimentConfig& config) {
   return absl::OkStatus();
 }
 
+// Adds the repeated fields of `own` to those of `config` and replaces the others
+// that are set. (Merging would mix the options of two components.)
+void Overlay(const ExperimentConfig& own, ExperimentConfig& config) {
+  std::vector<const google::protobuf::FieldDescriptor*> fields;
+  own.GetReflection()->ListFields(own, &fields);
+  for (const auto* field : fields) {
+    if (!field->is_repeated())
+      config.GetReflection()->ClearField(&config, field);
+  }
+  config.MergeFrom(own);
+}
+
+constexpr int kMaxIncludes = 8;  // one inside the other
+
+// The file and what it includes.
+absl::StatusOr<ExperimentConfig> ReadConfig(const std::string& file,
+                                            int depth) {
+  ExperimentConfig own;
+  KVMIX_RETURN_IF_ERROR(ReadTextProto(file, own));
+  if (own.include().empty()) return own;
+  if (depth == kMaxIncludes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(file, ": include: more than ", kMaxIncludes,
+                     " configs include each other; is it a circle?"));
+  }
+  ExperimentConfig config;
+  for (const std::string& include : own.include()) {
+    const std::string path =
+        (std::filesystem::path(file).parent_path() / include).string();
+    KVMIX_ASSIGN_OR_RETURN(const ExperimentConfig included,
+                           ReadConfig(path, depth + 1));
+    Overlay(included, config);
+  }
+  own.clear_include();
+  Overlay(own, config);
+  return config;
+}
+
 }  // namespace
 
 absl::StatusOr<ExperimentConfig> LoadConfig(
     const std::string& path, const std::vector<std::string>& overrides) {
   KVMIX_ASSIGN_OR_RETURN(const std::string file, ResolveInputPath(path));
-  ExperimentConfig config;
-  KVMIX_RETURN_IF_ERROR(ReadTextProto(file, config));
+  KVMIX_ASSIGN_OR_RETURN(ExperimentConfig config, ReadConfig(file, 0));
   for (const std::string& assignment : overrides)
     KVMIX_RETURN_IF_ERROR(ApplyOverride(assignment, config));
   KVMIX_RETURN_IF_ERROR(AddContext(ResolveConfig(config), file));

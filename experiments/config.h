@@ -9,7 +9,7 @@
 
 namespace kvmix {
 
-// Reads a config, applies "path=value" overrides in order, and resolves it.
+// Reads a config with those it includes, applies "path=value" overrides in order, and resolves it.
 // Errors carry file:line:column, or the path of the field.
 absl::StatusOr<ExperimentConfig> LoadConfig(
     const std::string& path, const std::vector<std::string>& overrides);

@@ -32,4 +32,16 @@ absl::StatusOr<ExperimentConfig> ConfigFlags::Load() const {
   return LoadConfig(config, all);
 }
 
+absl::StatusOr<Method> FindMethod(const ExperimentConfig& config,
+                                  const std::string& name) {
+  if (name.empty()) return config.method(config.method_size() - 1);
+  std::string names;
+  for (const Method& method : config.method()) {
+    if (method.name() == name) return method;
+    absl::StrAppend(&names, names.empty() ? "" : ", ", method.name());
+  }
+  return absl::NotFoundError(
+      absl::StrCat("the config has no method \"", name, "\"; it has ", names));
+}
+
 }  // namespace kvmix

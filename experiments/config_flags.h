@@ -21,4 +21,9 @@ struct ConfigFlags {
   absl::StatusOr<ExperimentConfig> Load() const;
 };
 
+// The method of that name; the config's last one if it is empty. NotFound lists
+// the names.
+absl::StatusOr<Method> FindMethod(const ExperimentConfig& config,
+                                  const std::string& name);
+
 }  // namespace kvmix

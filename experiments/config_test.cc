@@ -50,6 +50,54 @@ TEST(ConfigTest, FillsInDefaultsAndCommonComponents) {
   EXPECT_EQ(config.method(1).importance_estimator().name(), "random");
 }
 
+// Writes a file beside the others of the test; its path.
+std::string WriteTo(const std::string& name, const std::string& text) {
+  const std::string path = ::testing::TempDir() + "/include/" + name;
+  EXPECT_OK(WriteFileAtomically(path, text));
+  return path;
+}
+
+TEST(ConfigTest, AnIncludeGivesRowsFirstAndFieldsUnlessSet) {
+  WriteTo("shared/rows.textproto", R"(
+      seed: 5
+      quantizer { name: "group_affine" options {
+        [type.googleapis.com/kvmix.GroupAffineOptions] { key { group_size: 64 } } } }
+      recency_policy { name: "pivotal_context" }
+      eviction_policy { name: "keep_all" }
+      bit_allocator { name: "uniform" }
+      method { name: "one" })");
+  const std::string path = WriteTo("own.textproto", R"(
+      name: "own"
+      include: "shared/rows.textproto"
+      model { path: "embedded" }
+      dataset { synthetic { task: "story" } }
+      quantizer { name: "group_affine" }
+      method { name: "two" })");
+  ASSERT_OK_AND_ASSIGN(const ExperimentConfig config, LoadConfig(path, {}));
+  EXPECT_EQ(config.seed(), 5u);
+  EXPECT_EQ(config.include_size(), 0);
+  ASSERT_EQ(config.method_size(), 2);
+  EXPECT_EQ(config.method(0).name(), "one");
+  EXPECT_EQ(config.method(1).recency_policy().name(), "pivotal_context");
+  // Replaced as a whole: nothing is left of the included options.
+  EXPECT_FALSE(config.method(0).quantizer().has_options());
+  ASSERT_OK_AND_ASSIGN(
+      const ExperimentConfig changed,
+      LoadConfig(path, {"method[1].bit_allocator=top_fraction",
+                        "importance_estimator=random"}));
+  EXPECT_EQ(changed.method(1).bit_allocator().name(), "top_fraction");
+}
+
+TEST(ConfigTest, IncludesThatCannotBeReadAreErrors) {
+  EXPECT_THAT(LoadConfig(WriteTo("a", "include: \"nowhere\""), {}).status(),
+              StatusIs(absl::StatusCode::kNotFound, HasSubstr("nowhere")));
+  EXPECT_THAT(LoadConfig(WriteTo("b", "include: \"b\""), {}).status(),
+              StatusIs(kInvalid, HasSubstr("is it a circle?")));
+  WriteTo("c", "seeds: 1");
+  EXPECT_THAT(LoadConfig(WriteTo("d", "include: \"c\""), {}).status(),
+              StatusIs(kInvalid, HasSubstr("/c:1:")));
+}
+
 TEST(ConfigTest, ResolvingTwiceChangesNothing) {
   ASSERT_OK_AND_ASSIGN(ExperimentConfig config,
                        LoadConfig(WriteConfig(kConfig), {}));

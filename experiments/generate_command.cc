@@ -61,17 +61,7 @@ size_t SharedTokens(const std::vector<int32_t>& a,
 // policies.
 absl::Status ChooseMethod(const std::string& name, const std::string& plan_file,
                           ExperimentConfig& config) {
-  Method chosen = config.method(config.method_size() - 1);
-  bool found = name.empty();
-  for (const Method& method : config.method()) {
-    if (method.name() != name) continue;
-    chosen = method;
-    found = true;
-  }
-  if (!found) {
-    return absl::NotFoundError(absl::StrCat("the config has no method \"", name,
-                                            "\"; kvmix plan shows all"));
-  }
+  KVMIX_ASSIGN_OR_RETURN(Method chosen, FindMethod(config, name));
   if (!plan_file.empty()) {
     KVMIX_ASSIGN_OR_RETURN(const std::string path, ResolveInputPath(plan_file));
     chosen.clear_bit_allocator();
@@ -116,10 +106,6 @@ absl::Status GenerateCommand(absl::Span<const std::string> args,
   command_line.Flag("seed", &seed, "of the sampling");
   KVMIX_ASSIGN_OR_RETURN(const std::vector<std::string> arguments,
                          command_line.Parse(args));
-  if (command_line.wants_help()) {
-    std::cout << command_line.Help();
-    return absl::OkStatus();
-  }
   if (!arguments.empty() || prompt.empty() == prompt_file.empty())
     return UsageError("needs one of --prompt and --prompt_file");
   options.sampling.seed = static_cast<uint64_t>(seed);

@@ -112,13 +112,7 @@ absl::Status InspectCommand(absl::Span<const std::string> args,
   bool tensors = false;
   flags.AddTo(command_line);
   command_line.Flag("tensors", &tensors, "list every tensor");
-  KVMIX_ASSIGN_OR_RETURN(const std::vector<std::string> arguments,
-                         command_line.Parse(args));
-  if (command_line.wants_help()) {
-    std::cout << command_line.Help();
-    return absl::OkStatus();
-  }
-  if (!arguments.empty()) return UsageError("takes flags only");
+  KVMIX_RETURN_IF_ERROR(command_line.ParseFlags(args));
   KVMIX_ASSIGN_OR_RETURN(const ExperimentConfig config, flags.Load());
   KVMIX_ASSIGN_OR_RETURN(const std::string path,
                          ResolveModelPath(config.model().path()));

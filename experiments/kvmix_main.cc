@@ -50,6 +50,10 @@ int Main(const std::vector<std::string>& args) {
     const absl::Status status =
         command.run(absl::MakeConstSpan(args).subspan(1), stop);
     if (status.ok()) return 0;
+    if (const auto help = HelpText(status)) {
+      std::cout << *help;
+      return 0;
+    }
     std::cerr << "kvmix " << command.name << ": "
               << absl::StatusCodeToString(status.code()) << ": "
               << status.message() << "\n";

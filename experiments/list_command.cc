@@ -55,10 +55,6 @@ absl::Status ListCommand(absl::Span<const std::string> args,
   command_line.Flag("names_only", &names_only, "leave the options out");
   KVMIX_ASSIGN_OR_RETURN(const std::vector<std::string> arguments,
                          command_line.Parse(args));
-  if (command_line.wants_help()) {
-    std::cout << command_line.Help();
-    return absl::OkStatus();
-  }
   if (arguments.size() > 1) return UsageError("takes at most one kind");
   bool found = false;
   std::string kinds;

@@ -108,10 +108,11 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, int threads) {
         model.path, ": the tokenizer has ", model.tokenizer->vocab_size(),
         " tokens but the model only ", files.config.vocab_size));
   }
+  // Before the weights are in memory: it reads, and lets go of, all of the file.
+  KVMIX_ASSIGN_OR_RETURN(model.fingerprint, FingerprintModel(model.path));
   KVMIX_ASSIGN_OR_RETURN(model.transformer,
                          Transformer::Load(files.config, *files.weights,
                                            RuntimeOptionsOf(source, threads)));
-  KVMIX_ASSIGN_OR_RETURN(model.fingerprint, FingerprintModel(model.path));
   return model;
 }
 

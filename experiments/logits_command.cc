@@ -93,10 +93,6 @@ absl::Status LogitsCommand(absl::Span<const std::string> args,
   command_line.Flag("threads", &threads, "0: one for each core");
   KVMIX_ASSIGN_OR_RETURN(const std::vector<std::string> arguments,
                          command_line.Parse(args));
-  if (command_line.wants_help()) {
-    std::cout << command_line.Help();
-    return absl::OkStatus();
-  }
   if (!arguments.empty() || output.empty() ||
       text_file.empty() == ids_file.empty()) {
     return UsageError(

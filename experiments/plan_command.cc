@@ -1,6 +1,5 @@
 #include <iostream>
 
-#include "absl/strings/str_cat.h"
 #include "experiments/command_line.h"
 #include "experiments/commands.h"
 #include "experiments/config_flags.h"
@@ -11,25 +10,6 @@
 #include "kvmix/base/status_macros.h"
 
 namespace kvmix {
-namespace {
-
-// Leaves only the method of that name.
-absl::Status KeepMethod(const std::string& name, ExperimentConfig& config) {
-  std::string names;
-  for (const Method& method : config.method()) {
-    if (method.name() == name) {
-      const Method kept = method;
-      config.clear_method();
-      *config.add_method() = kept;
-      return absl::OkStatus();
-    }
-    absl::StrAppend(&names, names.empty() ? "" : ", ", method.name());
-  }
-  return absl::NotFoundError(
-      absl::StrCat("the config has no method \"", name, "\"; it has ", names));
-}
-
-}  // namespace
 
 absl::Status PlanCommand(absl::Span<const std::string> args,
                          const std::atomic<bool>& stop) {
@@ -45,17 +25,15 @@ absl::Status PlanCommand(absl::Span<const std::string> args,
   command_line.Flag("method", &method, "name of the method; all if empty");
   command_line.Flag("output_file", &file,
                     "write the method's plan there, as a textproto");
-  KVMIX_ASSIGN_OR_RETURN(const std::vector<std::string> arguments,
-                         command_line.Parse(args));
-  if (command_line.wants_help()) {
-    std::cout << command_line.Help();
-    return absl::OkStatus();
-  }
-  if (!arguments.empty()) return UsageError("takes flags only");
+  KVMIX_RETURN_IF_ERROR(command_line.ParseFlags(args));
   if (!file.empty() && method.empty())
     return UsageError("--output_file needs --method: a file holds one plan");
   KVMIX_ASSIGN_OR_RETURN(ExperimentConfig config, flags.Load());
-  if (!method.empty()) KVMIX_RETURN_IF_ERROR(KeepMethod(method, config));
+  if (!method.empty()) {
+    KVMIX_ASSIGN_OR_RETURN(const Method kept, FindMethod(config, method));
+    config.clear_method();
+    *config.add_method() = kept;
+  }
   KVMIX_ASSIGN_OR_RETURN(LoadedModel model,
                          LoadModel(config.model(), config.threads()));
   KVMIX_ASSIGN_OR_RETURN(const PreparedMethods prepared,

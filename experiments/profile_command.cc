@@ -49,13 +49,7 @@ absl::Status ProfileCommand(absl::Span<const std::string> args,
                     "all");
   command_line.Flag("output_file", &file,
                     "write the profile there too, as a textproto");
-  KVMIX_ASSIGN_OR_RETURN(const std::vector<std::string> arguments,
-                         command_line.Parse(args));
-  if (command_line.wants_help()) {
-    std::cout << command_line.Help();
-    return absl::OkStatus();
-  }
-  if (!arguments.empty()) return UsageError("takes flags only");
+  KVMIX_RETURN_IF_ERROR(command_line.ParseFlags(args));
   flags.overrides.push_back(absl::StrCat("importance_estimator=", estimator));
   KVMIX_ASSIGN_OR_RETURN(const ExperimentConfig config, flags.Load());
   KVMIX_ASSIGN_OR_RETURN(LoadedModel model,

@@ -35,10 +35,6 @@ absl::Status RunCommand(absl::Span<const std::string> args,
   command_line.Flag("dry_run", &dry_run, "check the config, print it and stop");
   KVMIX_ASSIGN_OR_RETURN(const std::vector<std::string> arguments,
                          command_line.Parse(args));
-  if (command_line.wants_help()) {
-    std::cout << command_line.Help();
-    return absl::OkStatus();
-  }
   if (arguments.size() != 1)
     return UsageError("takes one config file; see kvmix run --help");
   if (!output.empty()) overrides.push_back(absl::StrCat("output=", output));

@@ -31,10 +31,6 @@ absl::Status TokenizeCommand(absl::Span<const std::string> args,
   command_line.Flag("ids-file", &ids_file, "ids to decode, one a line");
   KVMIX_ASSIGN_OR_RETURN(const std::vector<std::string> arguments,
                          command_line.Parse(args));
-  if (command_line.wants_help()) {
-    std::cout << command_line.Help();
-    return absl::OkStatus();
-  }
   if (!arguments.empty() || (decode ? ids_file : text_file).empty()) {
     return UsageError(decode ? "--decode needs --ids-file"
                              : "needs --text-file; see kvmix tokenize --help");

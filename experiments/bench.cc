@@ -6,6 +6,8 @@
 #include <memory>
 #include <utility>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "experiments/bench_methods.h"
 #include "experiments/loaded_model.h"
@@ -58,8 +60,25 @@ absl::Status ValidateModel(const std::string& shape, const ModelSource& model) {
       "give one of --shape (random weights) and --model (a path)");
 }
 
-std::string ModelName(const std::string& shape, const ModelSource& model) {
-  return shape.empty() ? model.path() : shape;
+template <typename Options>
+std::string ModelName(const Options& options) {
+  if (options.shape.empty()) return options.model.path();
+  return absl::StrCat(options.shape, " ",
+                      absl::AsciiStrToUpper(options.weights));
+}
+
+// Types that random weights can be stored as; MakeRandomWeights.
+absl::StatusOr<ElementType> StoredType(const std::string& name) {
+  std::string names;
+  for (const ElementType type :
+       {ElementType::kF32, ElementType::kF16, ElementType::kBF16,
+        ElementType::kQ8_0, ElementType::kQ4_0, ElementType::kQ4_1}) {
+    const absl::string_view known = LayoutOf(type).name;
+    if (absl::EqualsIgnoreCase(known, name)) return type;
+    absl::StrAppend(&names, names.empty() ? "" : ", ", known);
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("--weights is \"", name, "\" but must be one of ", names));
 }
 
 absl::Status Validate(const BenchOptions& options) {
@@ -91,17 +110,22 @@ absl::Status ValidateFitsContext(const BenchOptions& options,
       "do not fit in the model's context of ", max_position));
 }
 
+template <typename Options>
 absl::StatusOr<std::unique_ptr<Transformer>> LoadTransformer(
-    const std::string& shape, const ModelSource& source, int64_t num_threads) {
+    const Options& options, int64_t num_threads) {
   const int threads = static_cast<int>(num_threads);
-  if (shape.empty()) {
-    KVMIX_ASSIGN_OR_RETURN(LoadedModel model, LoadModel(source, threads));
+  if (options.shape.empty()) {
+    KVMIX_ASSIGN_OR_RETURN(LoadedModel model,
+                           LoadModel(options.model, threads));
     return std::move(model.transformer);
   }
-  KVMIX_ASSIGN_OR_RETURN(const ModelConfig config, RandomModelConfig(shape));
+  KVMIX_ASSIGN_OR_RETURN(const ModelConfig config,
+                         RandomModelConfig(options.shape));
+  KVMIX_ASSIGN_OR_RETURN(const ElementType stored, StoredType(options.weights));
   KVMIX_ASSIGN_OR_RETURN(const std::unique_ptr<WeightSource> weights,
-                         MakeRandomWeights(config, ElementType::kBF16, kSeed));
-  return Transformer::Load(config, *weights, RuntimeOptionsOf(source, threads));
+                         MakeRandomWeights(config, stored, kSeed));
+  return Transformer::Load(config, *weights,
+                           RuntimeOptionsOf(options.model, threads));
 }
 
 std::vector<int32_t> RandomTokens(int64_t count, uint64_t stream,
@@ -172,9 +196,8 @@ class Bench {
     for (const int64_t threads : options_.threads) {
       KVMIX_RETURN_IF_ERROR(CheckStop());
       BenchModel model;
-      KVMIX_ASSIGN_OR_RETURN(
-          model.transformer,
-          LoadTransformer(options_.shape, options_.model, threads));
+      KVMIX_ASSIGN_OR_RETURN(model.transformer,
+                             LoadTransformer(options_, threads));
       // Wrong names should be said before more is loaded and measured.
       if (models_.empty())
         KVMIX_RETURN_IF_ERROR(MakeMethods(*model.transformer));
@@ -275,6 +298,8 @@ class Bench {
     BenchRow& row = measured.row;
     if (row.cache_bytes > 0) return caches;
     row.resident_bytes = ResidentBytes() - before;
+    row.kernels = AttentionKernels(
+        *caches[0], ArithmeticOf(options_.model.attention_arithmetic()));
     for (const auto& cache : caches) row.cache_bytes += cache->ledger().total();
     return caches;
   }
@@ -321,10 +346,10 @@ class Bench {
 
   BenchReport Report() {
     BenchReport report;
-    report.model = ModelName(options_.shape, options_.model);
+    report.model = ModelName(options_);
     report.compute = ModelSource::Compute_Name(options_.model.compute());
     report.arithmetic =
-        ModelSource::Arithmetic_Name(options_.model.attention_arithmetic());
+        AttentionConfig::Arithmetic_Name(options_.model.attention_arithmetic());
     report.weight_bytes = models_[0].transformer->weight_bytes();
     report.bandwidth = bandwidth_;
     std::sort(report.bandwidth.begin(), report.bandwidth.end(),
@@ -397,12 +422,11 @@ absl::StatusOr<ProfileBenchReport> RunProfileBench(
     const ProfileBenchOptions& options, const std::atomic<bool>* stop) {
   KVMIX_RETURN_IF_ERROR(Validate(options));
   ProfileBenchReport report;
-  report.model = ModelName(options.shape, options.model);
+  report.model = ModelName(options);
   report.compute = ModelSource::Compute_Name(options.model.compute());
   for (const int64_t threads : options.threads) {
-    KVMIX_ASSIGN_OR_RETURN(
-        const std::unique_ptr<Transformer> model,
-        LoadTransformer(options.shape, options.model, threads));
+    KVMIX_ASSIGN_OR_RETURN(const std::unique_ptr<Transformer> model,
+                           LoadTransformer(options, threads));
     Prompts prompts;
     for (int i = 0; i < options.prompts; ++i) {
       prompts.push_back(RandomTokens(options.prompt_tokens, 2 + i,

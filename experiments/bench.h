@@ -25,6 +25,8 @@ struct BenchOptions {
   // `model`'s path. How it computes is `model`'s either way.
   std::string shape;
   ModelSource model;
+  // How random weights are stored, as GGUF names it; ignored for files.
+  std::string weights = "BF16";
   int prompt_tokens = 512;                      // 0: prefill is not measured
   int decode_tokens = 32;                       // 0: decode is not measured
   std::vector<std::string> methods = {"fp16"};  // bench_methods.h
@@ -46,6 +48,7 @@ struct BenchRow {
   // process's resident memory when they were filled.
   int64_t cache_bytes = 0;
   int64_t resident_bytes = 0;
+  std::string kernels;  // of decode attention, AttentionKernels
   // What a decode step must read: all weights but the input embedding, once,
   // and all codes, scales and tokens of every cache that attention sees.
   int64_t decode_bytes = 0;
@@ -60,7 +63,7 @@ struct BenchBandwidth {
 };
 
 struct BenchReport {
-  std::string model;  // shape or path
+  std::string model;  // path, or shape and stored type: "135m BF16"
   std::string compute;
   std::string arithmetic;
   int64_t weight_bytes = 0;
@@ -78,6 +81,7 @@ absl::StatusOr<BenchReport> RunBench(const BenchOptions& options,
 struct ProfileBenchOptions {
   std::string shape;  // as in BenchOptions
   ModelSource model;
+  std::string weights = "BF16";
   std::vector<std::string> estimators = {"gradient_norm"};
   int prompts = 30;
   int prompt_tokens = 1024;

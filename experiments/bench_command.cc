@@ -59,6 +59,9 @@ void BenchFlags::AddTo(CommandLine& command_line) {
   command_line.Flag("model", &model,
                     "instead, a Hugging Face folder, a .gguf file, "
                     "\"embedded\" or \"smollm2\"");
+  command_line.Flag("weights", &generate.weights,
+                    "how random weights are stored: F32, F16, BF16, Q8_0, "
+                    "Q4_0, Q4_1");
   command_line.Flag("kv", &kv, "ways to store the cache, see above");
   command_line.Flag("depth", &depth, "tokens already in the cache");
   command_line.Flag("batch", &batch, "sequences at once");
@@ -90,6 +93,7 @@ absl::Status BenchFlags::Resolve() {
   KVMIX_RETURN_IF_ERROR(arithmetic.Apply(source));
   generate.shape = observe.shape = shape;
   generate.model = observe.model = source;
+  observe.weights = generate.weights;
   generate.methods = Names(kv);
   observe.estimators = Names(profile);
   KVMIX_ASSIGN_OR_RETURN(generate.depths, Numbers("depth", depth));

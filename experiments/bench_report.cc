@@ -64,7 +64,8 @@ Json RowJson(const BenchReport& report, const BenchRow& row) {
           {"cache_bytes", row.cache_bytes},
           {"resident_bytes", row.resident_bytes},
           {"decode_bytes", row.decode_bytes},
-          {"bandwidth_share", row.bandwidth_share}};
+          {"bandwidth_share", row.bandwidth_share},
+          {"kernels", row.kernels}};
 }
 
 Json RowsJson(const BenchReport& report) {
@@ -105,13 +106,15 @@ std::string BenchMarkdown(const BenchReport& report) {
   Table table;
   table.header = {"kv",        "depth",         "batch",
                   "threads",   "prefill tok/s", "decode tok/s",
-                  "cache MiB", "resident MiB",  "of bandwidth"};
+                  "cache MiB", "resident MiB",  "of bandwidth",
+                  "attention"};
   for (const BenchRow& row : report.rows) {
-    table.rows.push_back(
-        {row.method, absl::StrCat(row.depth), absl::StrCat(row.batch),
-         absl::StrCat(row.threads), SpreadText(row.prefill, 1),
-         SpreadText(row.decode, 2), MebiBytes(row.cache_bytes),
-         MebiBytes(row.resident_bytes), Share(row.bandwidth_share)});
+    table.rows.push_back({row.method, absl::StrCat(row.depth),
+                          absl::StrCat(row.batch), absl::StrCat(row.threads),
+                          SpreadText(row.prefill, 1), SpreadText(row.decode, 2),
+                          MebiBytes(row.cache_bytes),
+                          MebiBytes(row.resident_bytes),
+                          Share(row.bandwidth_share), row.kernels});
   }
   std::string text = table.Markdown();
   absl::StrAppend(&text, "\nModel ", report.model, ", ", report.compute,

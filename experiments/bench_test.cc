@@ -193,6 +193,8 @@ TEST(BenchTest, MeasuresEveryCombination) {
   EXPECT_EQ(report.rows[1].method, "kvmix");
   EXPECT_EQ(report.rows[2].batch, 3);
   EXPECT_EQ(report.rows[4].depth, 128);
+  EXPECT_EQ(report.rows[0].kernels, "half");
+  EXPECT_THAT(report.rows[1].kernels, HasSubstr("float"));
   for (const BenchRow& row : report.rows) {
     EXPECT_GT(row.prefill.low, 0);
     EXPECT_LE(row.prefill.low, row.prefill.median);
@@ -238,6 +240,17 @@ TEST(BenchTest, WhatIsNotAskedForIsNotMeasured) {
   EXPECT_EQ(report.rows[0].bandwidth_share, 0);
 }
 
+TEST(BenchTest, NamesTheKernelsOfItsArithmetic) {
+  BenchOptions options = Small();
+  options.model.set_attention_arithmetic(AttentionConfig::INT8);
+  options.methods = {"2bit_g32", "8bit_g32"};
+  options.depths = {64};
+  options.batches = {1};
+  ASSERT_OK_AND_ASSIGN(const BenchReport report, RunBench(options));
+  EXPECT_EQ(report.rows[0].kernels, "int8");
+  EXPECT_THAT(report.rows[1].kernels, HasSubstr("float"));
+}
+
 TEST(BenchTest, RefusesWhatCannotBeMeasured) {
   const auto run = [](const auto& change) {
     BenchOptions options = Small();
@@ -262,6 +275,12 @@ TEST(BenchTest, RefusesWhatCannotBeMeasured) {
               StatusIs(kInvalid, HasSubstr("nothing to measure")));
   EXPECT_THAT(run([](auto& o) { o.methods = {"2bit_g128"}; }),
               StatusIs(kInvalid, HasSubstr("must divide head_dim")));
+  EXPECT_THAT(run([](auto& o) {
+                o.model.clear_path();
+                o.shape = "135m";
+                o.weights = "q3";
+              }),
+              StatusIs(kInvalid, HasSubstr("--weights is \"q3\"")));
   const std::atomic<bool> stop = true;
   EXPECT_THAT(RunBench(Small(), &stop).status(),
               StatusIs(absl::StatusCode::kCancelled, HasSubstr("interrupted")));

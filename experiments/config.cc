@@ -39,7 +39,7 @@ absl::Status ValidateModel(const ModelSource& model) {
       ValidateEnum(ModelSource::Compute_IsValid(model.compute()),
                    model.compute(), "model.compute"));
   return ValidateEnum(
-      ModelSource::Arithmetic_IsValid(model.attention_arithmetic()),
+      AttentionConfig::Arithmetic_IsValid(model.attention_arithmetic()),
       model.attention_arithmetic(), "model.attention_arithmetic");
 }
 
@@ -222,8 +222,8 @@ absl::Status ResolveMethods(ExperimentConfig& config) {
   return absl::OkStatus();
 }
 
-// Adds the repeated fields of `own` to those of `config` and replaces the others
-// that are set. (Merging would mix the options of two components.)
+// Adds the repeated fields of `own` to those of `config` and replaces the
+// others that are set. (Merging would mix the options of two components.)
 void Overlay(const ExperimentConfig& own, ExperimentConfig& config) {
   std::vector<const google::protobuf::FieldDescriptor*> fields;
   own.GetReflection()->ListFields(own, &fields);

@@ -9,8 +9,9 @@
 
 namespace kvmix {
 
-// Reads a config with those it includes, applies "path=value" overrides in order, and resolves it.
-// Errors carry file:line:column, or the path of the field.
+// Reads a config with those it includes, applies "path=value" overrides in
+// order, and resolves it. Errors carry file:line:column, or the path of the
+// field.
 absl::StatusOr<ExperimentConfig> LoadConfig(
     const std::string& path, const std::vector<std::string>& overrides);
 

@@ -81,10 +81,9 @@ TEST(ConfigTest, AnIncludeGivesRowsFirstAndFieldsUnlessSet) {
   EXPECT_EQ(config.method(1).recency_policy().name(), "pivotal_context");
   // Replaced as a whole: nothing is left of the included options.
   EXPECT_FALSE(config.method(0).quantizer().has_options());
-  ASSERT_OK_AND_ASSIGN(
-      const ExperimentConfig changed,
-      LoadConfig(path, {"method[1].bit_allocator=top_fraction",
-                        "importance_estimator=random"}));
+  ASSERT_OK_AND_ASSIGN(const ExperimentConfig changed,
+                       LoadConfig(path, {"method[1].bit_allocator=top_fraction",
+                                         "importance_estimator=random"}));
   EXPECT_EQ(changed.method(1).bit_allocator().name(), "top_fraction");
 }
 
@@ -177,7 +176,7 @@ TEST(ConfigTest, ErrorsNameTheField) {
               StatusIs(kInvalid, HasSubstr("model.compute is 99")));
   config.mutable_model()->clear_compute();
   config.mutable_model()->set_attention_arithmetic(
-      static_cast<ModelSource::Arithmetic>(7));
+      static_cast<AttentionConfig::Arithmetic>(7));
   EXPECT_THAT(ResolveConfig(config),
               StatusIs(kInvalid, HasSubstr("model.attention_arithmetic is 7")));
   EXPECT_THAT(LoadWith({"profile.num_prompts=-1"}),

@@ -2,9 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "attention/kv_cache_layer.h"
+#include "attention/packed_attention.h"
 #include "experiments/metrics.h"
 #include "kvmix/base/check.h"
 #include "kvmix/base/registry.h"
@@ -152,6 +156,20 @@ absl::StatusOr<std::unique_ptr<KvCache>> MakeCache(
       model.cache_shape(), method.plan, method.recency, method.eviction);
   if (cache.ok()) return cache;
   return AddContext(cache.status(), absl::StrCat("method ", method.name));
+}
+
+std::string AttentionKernels(const KvCache& cache,
+                             AttentionArithmetic arithmetic) {
+  std::set<std::string> names;
+  for (int i = 0; i < cache.shape().num_layers; ++i) {
+    for (const auto* streams : {&cache.layer(i).keys, &cache.layer(i).values}) {
+      // All heads of a layer have one codec.
+      const BlockCodec* codec = streams->front().codec();
+      names.insert(codec == nullptr ? "half"
+                                    : PackedKernelName(*codec, arithmetic));
+    }
+  }
+  return absl::StrJoin(names, " + ");
 }
 
 std::vector<int64_t> ChunkLengths(const Evaluation& evaluation,

@@ -38,6 +38,12 @@ absl::StatusOr<RunnableMethod> FullPrecision(const CacheShape& shape);
 absl::StatusOr<std::unique_ptr<KvCache>> MakeCache(
     const Transformer& model, const RunnableMethod& method);
 
+// What computes decode attention over this cache, as PackedKernelName says, or
+// "half" for what is not packed; several, if layers or keys and values differ:
+// "float + int8".
+std::string AttentionKernels(const KvCache& cache,
+                             AttentionArithmetic arithmetic);
+
 // Tokens of the chunks that a window is fed in; they add up to `num_tokens`.
 // `prompt_tokens`: what EXACT_PREFILL takes at once if the config leaves it
 // open.

@@ -86,16 +86,23 @@ bool IsModelFile(const fs::path& path) {
          extension == ".model";
 }
 
+ComputeType ComputeTypeOf(ModelSource::Compute compute) {
+  if (compute == ModelSource::BFLOAT16) return ComputeType::kBFloat16;
+  if (compute == ModelSource::INT8) return ComputeType::kInt8;
+  return ComputeType::kFloat32;
+}
+
 }  // namespace
+
+AttentionArithmetic ArithmeticOf(AttentionConfig::Arithmetic arithmetic) {
+  return arithmetic == AttentionConfig::INT8 ? AttentionArithmetic::kInt8
+                                             : AttentionArithmetic::kFloat;
+}
 
 RuntimeOptions RuntimeOptionsOf(const ModelSource& source, int threads) {
   return {.num_threads = threads,
-          .compute = source.compute() == ModelSource::BFLOAT16
-                         ? ComputeType::kBFloat16
-                         : ComputeType::kFloat32,
-          .attention = source.attention_arithmetic() == ModelSource::INT8
-                           ? AttentionArithmetic::kInt8
-                           : AttentionArithmetic::kFloat};
+          .compute = ComputeTypeOf(source.compute()),
+          .attention = ArithmeticOf(source.attention_arithmetic())};
 }
 
 absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, int threads) {
@@ -108,7 +115,8 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, int threads) {
         model.path, ": the tokenizer has ", model.tokenizer->vocab_size(),
         " tokens but the model only ", files.config.vocab_size));
   }
-  // Before the weights are in memory: it reads, and lets go of, all of the file.
+  // Before the weights are in memory: it reads, and lets go of, all of the
+  // file.
   KVMIX_ASSIGN_OR_RETURN(model.fingerprint, FingerprintModel(model.path));
   KVMIX_ASSIGN_OR_RETURN(model.transformer,
                          Transformer::Load(files.config, *files.weights,

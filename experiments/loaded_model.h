@@ -20,6 +20,8 @@ struct LoadedModel {
   int64_t max_position() const { return transformer->config().max_position; }
 };
 
+AttentionArithmetic ArithmeticOf(AttentionConfig::Arithmetic arithmetic);
+
 // How the runtime computes what `source` asks for; threads: 0, one for each
 // core.
 RuntimeOptions RuntimeOptionsOf(const ModelSource& source, int threads);

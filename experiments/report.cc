@@ -91,6 +91,7 @@ Json SpeedJson(const MethodSpeed* speed) {
 Json RowJson(const MethodRecord& method, const Timings& timings) {
   const DatasetRecord& first = method.dataset(0);
   Json row = {{"method", method.name()},
+              {"attention_kernels", method.attention_kernels()},
               {"dataset", first.name()},
               {"quality", QualityJson(first.quality())},
               {"memory", MemoryJson(method, first.memory())},

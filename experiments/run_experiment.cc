@@ -104,13 +104,17 @@ absl::StatusOr<RunRecord> StartRecord(const ExperimentConfig& config,
   shape.set_weight_bytes(model.transformer->weight_bytes());
   shape.set_compute(ModelSource::Compute_Name(config.model().compute()));
   shape.set_attention_arithmetic(
-      ModelSource::Arithmetic_Name(config.model().attention_arithmetic()));
+      AttentionConfig::Arithmetic_Name(config.model().attention_arithmetic()));
   for (size_t m = 0; m < prepared.methods.size(); ++m) {
     const RunnableMethod& method = prepared.methods[m];
     MethodRecord& row = *record.add_method();
     row.set_name(method.name);
     row.set_profile(prepared.profile_of[m]);
     *row.mutable_plan() = method.plan;
+    KVMIX_ASSIGN_OR_RETURN(const std::unique_ptr<KvCache> cache,
+                           MakeCache(*model.transformer, method));
+    row.set_attention_kernels(AttentionKernels(
+        *cache, ArithmeticOf(config.model().attention_arithmetic())));
     KVMIX_ASSIGN_OR_RETURN(const PlanBits bits,
                            BitsOfPlan(method.plan, model_config.head_dim));
     row.set_key_nominal_bits(bits.key.nominal);

@@ -166,7 +166,7 @@ TEST_F(RunExperimentTest, APlanCanBeRunAsItIs) {
 }
 
 TEST_F(RunExperimentTest, TheRecordNamesHowTheModelComputed) {
-  config_.mutable_model()->set_attention_arithmetic(ModelSource::INT8);
+  config_.mutable_model()->set_attention_arithmetic(AttentionConfig::INT8);
   ASSERT_OK_AND_ASSIGN(const ExperimentResult result, RunExperiment(config_));
   EXPECT_EQ(result.record.model().compute(), "FLOAT32");
   EXPECT_EQ(result.record.model().attention_arithmetic(), "INT8");
@@ -174,6 +174,8 @@ TEST_F(RunExperimentTest, TheRecordNamesHowTheModelComputed) {
                        ReadFile(result.folder + "/metrics.json"));
   const auto json = nlohmann::json::parse(metrics);
   EXPECT_EQ(json["model"]["attention_arithmetic"], "INT8");
+  EXPECT_EQ(json["rows"][0]["attention_kernels"], "half");
+  EXPECT_EQ(json["rows"][1]["attention_kernels"], "int8");
 }
 
 TEST_F(RunExperimentTest, TheFirstMethodMustBeFullPrecision) {

@@ -40,16 +40,18 @@ absl::Status ComputeFlag::Apply(ModelSource& source) const {
 }
 
 void ArithmeticFlag::AddTo(CommandLine& command_line) {
-  command_line.Flag("arithmetic", &value,
-                    absl::StrCat("of decode attention over packed codes: ",
-                                 Names(*ModelSource::Arithmetic_descriptor())));
+  command_line.Flag(
+      "arithmetic", &value,
+      absl::StrCat("of decode attention over packed codes: ",
+                   Names(*AttentionConfig::Arithmetic_descriptor())));
 }
 
 absl::Status ArithmeticFlag::Apply(ModelSource& source) const {
-  ModelSource::Arithmetic arithmetic;
-  if (!ModelSource::Arithmetic_Parse(absl::AsciiStrToUpper(value),
-                                     &arithmetic)) {
-    return IsNoneOf("arithmetic", value, *ModelSource::Arithmetic_descriptor());
+  AttentionConfig::Arithmetic arithmetic;
+  if (!AttentionConfig::Arithmetic_Parse(absl::AsciiStrToUpper(value),
+                                         &arithmetic)) {
+    return IsNoneOf("arithmetic", value,
+                    *AttentionConfig::Arithmetic_descriptor());
   }
   source.set_attention_arithmetic(arithmetic);
   return absl::OkStatus();

@@ -25,7 +25,7 @@ namespace {
 
 // Part of every fingerprint; to be raised when the meaning of results changes,
 // so that old windows are not taken for new ones.
-constexpr int kResultVersion = 1;
+constexpr int kResultVersion = 2;
 
 using DatasetWindows = std::vector<std::vector<Window>>;
 

@@ -68,9 +68,10 @@ std::string Document(int width, int height, absl::string_view body) {
 }
 
 const char* Color(int index) {
-  static constexpr std::array<const char*, 10> kColors = {
+  static constexpr std::array<const char*, 14> kColors = {
       "#444444", "#1f77b4", "#d62728", "#2ca02c", "#9467bd",
-      "#ff7f0e", "#17becf", "#8c564b", "#e377c2", "#bcbd22"};
+      "#ff7f0e", "#17becf", "#8c564b", "#e377c2", "#bcbd22",
+      "#00695c", "#f4a582", "#3f007d", "#a1d99b"};
   return kColors[index % kColors.size()];
 }
 

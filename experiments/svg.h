@@ -24,7 +24,7 @@ std::string Ring(double x, double y, absl::string_view color,
                  absl::string_view title);
 std::string Document(int width, int height, absl::string_view body);
 
-// Ten colours that differ, again and again.
+// Fourteen colours that differ, again and again.
 const char* Color(int index);
 
 // One axis of a plot over the range of `values`, with a margin, from pixel

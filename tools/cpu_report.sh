@@ -23,16 +23,16 @@ SECTIONS=(
   "decode_135m|$BENCH --shape=135m --compute=bfloat16 $KV --depth=0,8192,16384 --prompt=0 --generate=32 --figure=$picture"
   "decode_135m_int8|$BENCH --shape=135m --compute=bfloat16 --arithmetic=int8 $KV --depth=8192,16384 --prompt=0 --generate=32"
   "prefill_135m|$BENCH --shape=135m --compute=bfloat16 --kv=fp16,4bit_g32,2bit_g32 --depth=0,4096 --prompt=512 --generate=0"
-  "batch_135m|$BENCH --shape=135m --compute=bfloat16 --kv=fp16,4bit_g32,2bit_g32 --depth=4096 --batch=1,8 --prompt=0 --generate=16"
+  "batch_135m|$BENCH --shape=135m --compute=bfloat16 --kv=fp16,4bit_g32,2bit_g32 --depth=2048 --batch=1,8 --prompt=0 --generate=16"
   "threads_135m|$BENCH --shape=135m --compute=bfloat16 --kv=fp16,2bit_g32 --depth=0,8192 --threads=1,2 --prompt=256 --generate=16"
   "float32_135m|$BENCH --shape=135m --kv=fp16,2bit_g32 --depth=0,8192 --prompt=512 --generate=16"
   "model_1b|$BENCH --shape=1b --compute=bfloat16 --kv=fp16,4bit_g32,2bit_g32 --depth=0,4096 --prompt=128 --generate=8"
   "layer_8b|$BENCH --shape=8b-layer --compute=bfloat16 --kv=fp16,4bit_g32,3bit_g32,2bit_g32 --depth=16384 --prompt=0 --generate=64"
-  "profile_135m|$BENCH --shape=135m --profile=gradient_norm --profile-prompts=30 --profile-tokens=1024"
+  "profile_135m|$BENCH --shape=135m --profile=gradient_norm --profile-prompts=30 --profile-tokens=1024 --repeat=1"
   "attention_decode|bazel run //attention:attention_benchmark -- --benchmark_filter='Decode/.*/32768/2' $ROUNDS"
   "attention_threads|bazel run //attention:attention_benchmark -- --benchmark_filter='Decode/.*/(half|k4v4|k2v2)/32768/1' $ROUNDS"
-  "attention_prefill|bazel run //attention:attention_benchmark -- --benchmark_filter='Prefill/.*/2' $ROUNDS"
-  "linear|bazel run //models:linear_benchmark -- --benchmark_filter='/2/real_time' $ROUNDS"
+  "attention_prefill|bazel run //attention:attention_benchmark -- --benchmark_filter='Prefill/.*/(half|k4v4|k2v2)/.*/2/' $ROUNDS"
+  "linear|bazel run //models:linear_benchmark -- --benchmark_filter='Linear/.*/gate_up/.*/2/' $ROUNDS"
 )
 
 again=0

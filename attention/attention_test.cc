@@ -11,7 +11,7 @@
 #include "attention/kv_cache_layer.h"
 #include "attention/packed_attention.h"
 #include "attention/test_policies.h"
-#include "hwy/highway.h"
+#include "kvmix/base/instruction_sets.h"
 #include "kvmix/base/random.h"
 #include "kvmix/base/status_matchers.h"
 
@@ -269,20 +269,10 @@ Sequence MakeSequence(const Case& c, uint64_t stream = 0) {
   return s;
 }
 
-// Instruction sets that this CPU has and kernels are compiled for.
-std::vector<int64_t> Targets() {
-  std::vector<int64_t> targets;
-  for (int64_t target : {int64_t{HWY_SCALAR}, int64_t{HWY_AVX2},
-                         int64_t{HWY_AVX3}, int64_t{HWY_AVX3_DL}})
-    if ((hwy::SupportedTargets() & target) != 0 || target == HWY_SCALAR)
-      targets.push_back(target);
-  return targets;
-}
-
 // Computes with one instruction set as long as it lives.
 struct Forced {
-  explicit Forced(int64_t target) { hwy::SetSupportedTargetsForTest(target); }
-  ~Forced() { hwy::SetSupportedTargetsForTest(0); }
+  explicit Forced(int64_t set) { testing::ForceInstructionSet(set); }
+  ~Forced() { testing::ForceInstructionSet(0); }
 };
 
 ReferenceAttention ReferenceOf(const Case& c) {
@@ -310,7 +300,7 @@ TEST_P(AttentionTest, MatchesReference) {
       ReferenceOf(c)(s.queries, keys, values, &condition);
   float largest = 0;
   for (float v : values) largest = std::max(largest, std::fabs(v));
-  for (int64_t target : Targets()) {
+  for (int64_t target : testing::InstructionSets()) {
     const Forced forced(target);
     s.out.assign(s.out.size(), -1.0f);
     s.Attend(threads);
@@ -378,7 +368,7 @@ void ExpectInt8ErrorBelow(double limit, const Case& c) {
       reference(s.queries, Stored(half.cache->layer(0).keys, c.head_dim),
                 Stored(half.cache->layer(0).values, c.head_dim), &ignored);
   ThreadPool threads(1);
-  for (int64_t target : Targets()) {
+  for (int64_t target : testing::InstructionSets()) {
     const Forced forced(target);
     s.Attend(threads);
     const std::vector<double> out(s.out.begin(), s.out.end());
@@ -408,6 +398,53 @@ TEST(AttentionInt8Test, ErrorIsASmallShareOfTheQuantizationError) {
                .value = swapped ? PerChannel(bits, 32) : PerToken(bits, 32)});
         }
       }
+    }
+  }
+}
+
+// A later tile whose scores lie 2^-117 to 2^-129 below the first one's: the
+// largest weights are near the least float, whose inverse is none, and some are
+// 0.
+TEST(AttentionInt8Test, WeightsNearTheLeastFloatStayNumbers) {
+  constexpr int kHeadDim = 64, kTokens = 257;
+  CachePlan plan;
+  *plan.add_layer()->mutable_key() = PerChannel(4, 32);
+  *plan.mutable_layer(0)->mutable_value() = PerToken(4, 32);
+  ASSERT_OK_AND_ASSIGN(
+      auto cache,
+      KvCache::Create(
+          {.num_layers = 1, .num_kv_heads = 1, .head_dim = kHeadDim}, plan,
+          std::make_shared<KeepRecent>(KeepRecentOptions{}),
+          std::make_shared<KeepAll>()));
+  std::vector<float> keys(kTokens * kHeadDim);
+  for (int t = 0; t < kTokens; ++t)
+    for (int d = 0; d < kHeadDim; ++d)
+      keys[t * kHeadDim + d] =
+          t < 128 ? 1.0f : -1.0f + 0.1f * static_cast<float>(t % 3 - 1);
+  const std::vector<float> values = Normals(kTokens * kHeadDim, 3);
+  ASSERT_OK(cache->Append(0, kTokens - 1, keys.data(), values.data()));
+  ASSERT_OK(cache->FinishChunk(0));
+  ASSERT_OK(cache->Append(0, 1, keys.data() + (kTokens - 1) * kHeadDim,
+                          values.data() + (kTokens - 1) * kHeadDim));
+  // Scores in base 2: 62 and about -62.
+  const std::vector<float> queries(kHeadDim, 62 / (8 * 1.4427f));
+  std::vector<float> out(kHeadDim);
+  const AttentionItem item{.cache = cache.get(),
+                           .num_tokens = 1,
+                           .queries = queries.data(),
+                           .out = out.data()};
+  ThreadPool threads(1);
+  for (int64_t target : testing::InstructionSets()) {
+    const Forced forced(target);
+    Attention(0, {&item, 1},
+              {.num_heads = 1,
+               .scale = 1.0f / 8,
+               .arithmetic = AttentionArithmetic::kInt8},
+              threads);
+    for (int d = 0; d < kHeadDim; ++d) {
+      double mean = 0;  // of the first 128 values
+      for (int t = 0; t < 128; ++t) mean += values[t * kHeadDim + d] / 128;
+      EXPECT_NEAR(out[d], mean, 0.05) << hwy::TargetName(target);
     }
   }
 }

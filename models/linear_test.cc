@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "hwy/highway.h"
+#include "kvmix/base/instruction_sets.h"
 #include "kvmix/base/random.h"
 #include "models/linear_cases.h"
 #include "models/matmul.h"
@@ -238,28 +238,14 @@ INSTANTIATE_TEST_SUITE_P(Cases, LinearCaseTest,
 
 // ---- Every instruction set that this machine can run
 
-std::vector<int64_t> Targets() {
-  std::vector<int64_t> targets;
-  for (int64_t rest = hwy::SupportedTargets() & HWY_TARGETS; rest != 0;
-       rest &= rest - 1)
-    targets.push_back(rest & -rest);
-  return targets;
-}
-
-class InstructionSetTest : public ::testing::TestWithParam<int64_t> {
+class LinearInstructionSetTest : public testing::InstructionSetTest {
  protected:
-  static void Choose(int64_t target) {
-    hwy::SetSupportedTargetsForTest(target);
-    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
-  }
-  void SetUp() override { Choose(GetParam()); }
-  void TearDown() override { Choose(0); }
   static bool HasFma() {
     return (GetParam() & (HWY_AVX2 | HWY_AVX3 | HWY_AVX3_DL)) != 0;
   }
 };
 
-TEST_P(InstructionSetTest, MatchesDoubleLoops) {
+TEST_P(LinearInstructionSetTest, MatchesDoubleLoops) {
   for (const LinearCase& c : LinearCases()) {
     for (const int64_t rows : {1, 5, 30})
       ExpectMatchesDoubleLoops(c, rows, 256, 36);
@@ -267,21 +253,21 @@ TEST_P(InstructionSetTest, MatchesDoubleLoops) {
 }
 
 // Sets with fused multiply-adds give the same bits in every compute type.
-TEST_P(InstructionSetTest, FusedSetsAgreeToTheLastBit) {
+TEST_P(LinearInstructionSetTest, FusedSetsAgreeToTheLastBit) {
   if (!HasFma()) GTEST_SKIP();
   for (const LinearCase& c : LinearCases()) {
     const auto layer = MakeLayer(c.compute, RandomMatrix(c.stored, 70, 512, 0));
     const auto x = RandomFloats(30 * 512, 2);
     const auto y = Forward(*layer, x);
-    Choose(0);
+    testing::ForceInstructionSet(0);
     EXPECT_EQ(y, Forward(*layer, x)) << c.Name();
-    Choose(GetParam());
+    testing::ForceInstructionSet(GetParam());
   }
 }
 
 // Codes at both ends and inputs that are codes: every number on the way is an
 // integer below 2^24, so that all sets must give the exact sum.
-TEST_P(InstructionSetTest, Int8ProductsAreExact) {
+TEST_P(LinearInstructionSetTest, Int8ProductsAreExact) {
   constexpr int64_t kInputs = 64, kOutputs = 32, kRows = 7;
   for (const ElementType type : {ElementType::kQ4_0, ElementType::kQ8_0}) {
     StoredMatrix matrix = RandomMatrix(type, kOutputs, kInputs, 0);
@@ -313,10 +299,9 @@ TEST_P(InstructionSetTest, Int8ProductsAreExact) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Targets, InstructionSetTest,
-                         ::testing::ValuesIn(Targets()), [](const auto& info) {
-                           return std::string(hwy::TargetName(info.param));
-                         });
+INSTANTIATE_TEST_SUITE_P(Targets, LinearInstructionSetTest,
+                         ::testing::ValuesIn(testing::InstructionSets()),
+                         testing::InstructionSetName());
 
 // ---- Layers of several tensors, and matrices that are no layers
 

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "hwy/highway.h"
+#include "kvmix/base/instruction_sets.h"
 
 namespace kvmix {
 namespace {
@@ -203,23 +203,8 @@ TEST(RopeTest, YarnScalesCosAndSinByTheAttentionFactor) {
 
 // ---- Every instruction set that this machine can run
 
-std::vector<int64_t> Targets() {
-  std::vector<int64_t> targets;
-  for (int64_t rest = hwy::SupportedTargets() & HWY_TARGETS; rest != 0;
-       rest &= rest - 1)
-    targets.push_back(rest & -rest);
-  return targets;
-}
-
-class OpsInstructionSetTest : public ::testing::TestWithParam<int64_t> {
+class OpsInstructionSetTest : public testing::InstructionSetTest {
  protected:
-  static void Choose(int64_t target) {
-    hwy::SetSupportedTargetsForTest(target);
-    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
-  }
-  void SetUp() override { Choose(GetParam()); }
-  void TearDown() override { Choose(0); }
-
   // Sizes with and without a rest.
   static constexpr int kSizes[] = {1, 3, 16, 64, 100, 577};
 };
@@ -240,9 +225,9 @@ TEST_P(OpsInstructionSetTest, NormsAndRotationsAgreeToTheLastBit) {
       return out;
     };
     const auto here = all();
-    Choose(0);
+    testing::ForceInstructionSet(0);
     EXPECT_EQ(here, all()) << n;
-    Choose(GetParam());
+    testing::ForceInstructionSet(GetParam());
   }
 }
 
@@ -278,9 +263,8 @@ TEST_P(OpsInstructionSetTest, MatchesDouble) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Targets, OpsInstructionSetTest,
-                         ::testing::ValuesIn(Targets()), [](const auto& info) {
-                           return std::string(hwy::TargetName(info.param));
-                         });
+                         ::testing::ValuesIn(testing::InstructionSets()),
+                         testing::InstructionSetName());
 
 }  // namespace
 }  // namespace kvmix

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "hwy/targets.h"
+#include "kvmix/base/instruction_sets.h"
 #include "kvmix/base/random.h"
 #include "quant/group_quantizer_reference.h"
 
@@ -223,8 +223,8 @@ TEST(GroupQuantizerTest, EveryInstructionSetGivesTheSameBits) {
     SCOPED_TRACE(Describe(format));
     const std::vector<float> x = Normals(int64_t{3} * format.size, 4);
     const Packed expected = Quantize(format, x);
-    for (int64_t target : hwy::SupportedAndGeneratedTargets()) {
-      hwy::GetChosenTarget().Update(target);
+    for (int64_t target : testing::InstructionSets()) {
+      testing::ForceInstructionSet(target);
       const Packed p = Quantize(format, x);
       EXPECT_EQ(p.words, expected.words) << hwy::TargetName(target);
       EXPECT_EQ(std::memcmp(p.x_hat.data(), expected.x_hat.data(),
@@ -232,7 +232,7 @@ TEST(GroupQuantizerTest, EveryInstructionSetGivesTheSameBits) {
                 0)
           << hwy::TargetName(target);
     }
-    hwy::GetChosenTarget().DeInit();
+    testing::ForceInstructionSet(0);
   }
 }
 

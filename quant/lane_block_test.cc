@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "hwy/targets.h"
+#include "kvmix/base/instruction_sets.h"
 #include "kvmix/base/random.h"
 #include "quant/group_quantizer.h"
 
@@ -75,15 +75,7 @@ uint32_t CodeAt(const LaneBlock& f, const std::vector<uint8_t>& block, int lane,
   return code;
 }
 
-class LaneBlockTest : public ::testing::TestWithParam<int64_t> {
- protected:
-  void SetUp() override {
-    if ((hwy::SupportedTargets() & GetParam()) == 0)
-      GTEST_SKIP() << "this CPU lacks " << hwy::TargetName(GetParam());
-    hwy::SetSupportedTargetsForTest(GetParam());
-  }
-  void TearDown() override { hwy::SetSupportedTargetsForTest(0); }
-};
+using LaneBlockTest = testing::InstructionSetTest;
 
 TEST_P(LaneBlockTest, HoldsWhatGroupQuantizerComputesWhereTheHeaderSays) {
   for (const LaneBlock& f : Formats()) {
@@ -167,11 +159,8 @@ TEST_P(LaneBlockTest, PartsWrittenOneAfterAnotherMakeTheSameBlock) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Targets, LaneBlockTest,
-                         ::testing::Values(HWY_SCALAR, HWY_SSE4, HWY_AVX2,
-                                           HWY_AVX3, HWY_AVX3_DL),
-                         [](const auto& info) {
-                           return std::string(hwy::TargetName(info.param));
-                         });
+                         ::testing::ValuesIn(testing::InstructionSets()),
+                         testing::InstructionSetName());
 
 }  // namespace
 }  // namespace kvmix

@@ -171,21 +171,12 @@ HWY_INLINE FloatV RoundToBytes(FloatV x, Byte* bytes) {
   return hn::Sub(x, hn::ConvertTo(Floats(), code));
 }
 
-// The innermost part of a kernel, whose sums live in registers. Sanitizers
-// multiply its size, so for them it is a function of its own.
-#undef KVMIX_INNERMOST
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define KVMIX_INNERMOST HWY_NOINLINE
-#else
-#define KVMIX_INNERMOST HWY_INLINE
-#endif
-
 // sum += codes * numbers over the 32 inner rows of a unit, in float or in
 // integers. numbers: for each row, those of the unit.
 template <int kBits, int kRows>
-KVMIX_INNERMOST void AddUnit(FloatV table, const uint32_t* unit,
-                             const float* const (&numbers)[kRows],
-                             FloatV (&sum)[Chains(kRows)][kSpan][kRows]) {
+HWY_INLINE void AddUnit(FloatV table, const uint32_t* unit,
+                        const float* const (&numbers)[kRows],
+                        FloatV (&sum)[Chains(kRows)][kSpan][kRows]) {
   Unroll<LaneBlock::kUnit>([&](auto i) KVMIX_KERNEL_LAMBDA {
     constexpr int kChain = i % Chains(kRows);
     FloatV code[kSpan];
@@ -200,9 +191,9 @@ KVMIX_INNERMOST void AddUnit(FloatV table, const uint32_t* unit,
 }
 
 template <int kBits, int kRows, class Byte>
-KVMIX_INNERMOST void AddUnit(const uint32_t* unit,
-                             const Byte* const (&numbers)[kRows],
-                             IntV (&sum)[Chains(kRows)][kSpan][kRows]) {
+HWY_INLINE void AddUnit(const uint32_t* unit,
+                        const Byte* const (&numbers)[kRows],
+                        IntV (&sum)[Chains(kRows)][kSpan][kRows]) {
   Unroll<LaneBlock::kUnit / 4>([&](auto i) KVMIX_KERNEL_LAMBDA {
     constexpr int kChain = i % Chains(kRows);
     WordV codes[kSpan];

@@ -1,26 +1,32 @@
 #include "kvmix/budget.h"
 
+#include <cmath>
 #include <memory>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "kvmix/base/status_macros.h"
-#include "quant/quantizer.h"
+#include "kvmix/base/validators.h"
 
 namespace kvmix {
 namespace {
 
-absl::Status AddFormat(const QuantFormat& format, Side side, int head_dim,
-                       AverageBits& sum) {
+absl::StatusOr<double> EffectiveBits(const QuantFormat& format, Side side,
+                                     int head_dim) {
   if (format.bits() == 0)
     return absl::InvalidArgumentError("the plan has no format");
-  sum.nominal += format.bits();
-  if (format.bits() == 16) {
-    sum.effective += 16;
-    return absl::OkStatus();
-  }
+  if (format.bits() == 16) return 16;
   KVMIX_ASSIGN_OR_RETURN(const std::unique_ptr<BlockCodec> codec,
                          MakeBlockCodec(format, side, head_dim));
-  sum.effective += codec->effective_bits(head_dim);
+  return codec->effective_bits(head_dim);
+}
+
+absl::Status AddFormat(const QuantFormat& format, Side side, int head_dim,
+                       AverageBits& sum) {
+  KVMIX_ASSIGN_OR_RETURN(const double bits,
+                         EffectiveBits(format, side, head_dim));
+  sum.nominal += format.bits();
+  sum.effective += bits;
   return absl::OkStatus();
 }
 
@@ -43,6 +49,72 @@ absl::StatusOr<PlanBits> BitsOfPlan(const CachePlan& plan, int head_dim) {
     side->effective /= plan.layer_size();
   }
   return bits;
+}
+
+absl::StatusOr<int64_t> BlockCosts::Bytes(Side side,
+                                          const QuantFormat& format) const {
+  KVMIX_ASSIGN_OR_RETURN(const double bits,
+                         EffectiveBits(format, side, head_dim_));
+  return static_cast<int64_t>(
+      std::ceil(bits * static_cast<double>(elements()) / 8));
+}
+
+absl::StatusOr<int64_t> PlanBytes(const CachePlan& plan,
+                                  const LayerCosts& costs) {
+  int64_t sum = 0;
+  for (int i = 0; i < plan.layer_size(); ++i) {
+    for (const Side side : {Side::kKey, Side::kValue}) {
+      const LayerPlan& layer = plan.layer(i);
+      const absl::StatusOr<int64_t> bytes =
+          costs.Bytes(side, side == Side::kKey ? layer.key() : layer.value());
+      if (!bytes.ok()) {
+        return AddContext(bytes.status(),
+                          absl::StrCat("layer ", i, " ", SideName(side)));
+      }
+      sum += *bytes;
+    }
+  }
+  return sum;
+}
+
+absl::StatusOr<int64_t> BudgetBytes(const Budget& budget, int num_layers,
+                                    const LayerCosts& costs) {
+  KVMIX_RETURN_IF_ERROR(
+      ValidateIsNonNegative(budget.effective_bits(), "budget.effective_bits"));
+  KVMIX_RETURN_IF_ERROR(ValidateIsNonNegative(budget.bytes(), "budget.bytes"));
+  KVMIX_RETURN_IF_ERROR(
+      ValidateIsNonNegative(budget.context_length(), "budget.context_length"));
+  const bool in_bits = budget.effective_bits() > 0;
+  if (in_bits == (budget.bytes() > 0)) {
+    return absl::InvalidArgumentError(
+        "budget must have exactly one of effective_bits and bytes, as budget { "
+        "effective_bits: 3 }");
+  }
+  if (in_bits) {
+    return static_cast<int64_t>(
+        std::floor(budget.effective_bits() *
+                   static_cast<double>(2 * num_layers * costs.elements()) / 8));
+  }
+  if (budget.context_length() == 0) {
+    return absl::InvalidArgumentError(
+        "budget.bytes needs budget.context_length, the tokens that the cache "
+        "holds then; or give budget.effective_bits");
+  }
+  return budget.bytes();
+}
+
+absl::Status CheckBudget(const CachePlan& plan, int64_t budget_bytes,
+                         const LayerCosts& costs) {
+  KVMIX_ASSIGN_OR_RETURN(const int64_t bytes, PlanBytes(plan, costs));
+  if (bytes <= budget_bytes) return absl::OkStatus();
+  const double elements =
+      2.0 * plan.layer_size() * static_cast<double>(costs.elements());
+  return absl::InvalidArgumentError(absl::StrFormat(
+      "the plan takes %d bytes (%.4f bits for each element) but the budget is "
+      "%d (%.4f); raise the budget, offer cheaper formats, or use an allocator "
+      "that keeps to a budget, as \"knapsack\"",
+      bytes, 8.0 * static_cast<double>(bytes) / elements, budget_bytes,
+      8.0 * static_cast<double>(budget_bytes) / elements));
 }
 
 }  // namespace kvmix

@@ -1,13 +1,20 @@
-// Budget: the bits that an element of the cache takes under a plan.
+// Budget: what a plan takes, in bits for each element and in bytes.
 //
 // Nominal bits count codes alone, as papers quote them ("k2.19v2.38").
 // Effective bits count scales and zero points too: what memory is really spent.
 // Both are means over layers of equal shape, and of packed blocks; the window
 // in full precision, which depends on the recency policy, comes on top.
+//
+// LayerCosts counts the window as well, at one length of context: what an
+// allocator has to keep within a budget.
 #pragma once
 
+#include <cstdint>
+
 #include "absl/status/statusor.h"
+#include "kvmix/budget.pb.h"
 #include "kvmix/cache_plan.pb.h"
+#include "quant/quantizer.h"
 
 namespace kvmix {
 
@@ -26,5 +33,43 @@ struct PlanBits {
 // Errors: an empty plan; a layer without a format, or with one that its
 // quantizer refuses.
 absl::StatusOr<PlanBits> BitsOfPlan(const CachePlan& plan, int head_dim);
+
+// Bytes that the keys (or values) of one layer take in a format, all KV heads
+// together. The bytes of a plan are the sum over layers and sides.
+class LayerCosts {
+ public:
+  virtual ~LayerCosts() = default;
+  virtual absl::StatusOr<int64_t> Bytes(Side side,
+                                        const QuantFormat& format) const = 0;
+  // Elements of the keys (or values) of one layer.
+  virtual int64_t elements() const = 0;
+};
+
+// Of an endless context: the packed blocks of 2^20 tokens of one KV head,
+// rounded up to a byte, and no window.
+class BlockCosts final : public LayerCosts {
+ public:
+  explicit BlockCosts(int head_dim) : head_dim_(head_dim) {}
+  absl::StatusOr<int64_t> Bytes(Side side,
+                                const QuantFormat& format) const override;
+  int64_t elements() const override { return int64_t{head_dim_} << 20; }
+
+ private:
+  const int head_dim_;
+};
+
+// Errors name layer and side.
+absl::StatusOr<int64_t> PlanBytes(const CachePlan& plan,
+                                  const LayerCosts& costs);
+
+// The bytes that a budget allows a cache of num_layers layers. Errors: neither
+// or both of effective_bits and bytes, bytes without a context_length, numbers
+// that are negative.
+absl::StatusOr<int64_t> BudgetBytes(const Budget& budget, int num_layers,
+                                    const LayerCosts& costs);
+
+// An error that says by how much, and what to do, if the plan takes more.
+absl::Status CheckBudget(const CachePlan& plan, int64_t budget_bytes,
+                         const LayerCosts& costs);
 
 }  // namespace kvmix

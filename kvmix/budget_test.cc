@@ -85,5 +85,70 @@ TEST(BudgetTest, APlanThatCannotBeReadNamesLayerAndSide) {
                        HasSubstr("layer 1 keys: quantizer \"vector\"")));
 }
 
+// Two layers of 100 elements a side; a format takes 10 bytes a bit.
+class TenBytesABit final : public LayerCosts {
+ public:
+  absl::StatusOr<int64_t> Bytes(Side,
+                                const QuantFormat& format) const override {
+    return 10 * format.bits();
+  }
+  int64_t elements() const override { return 100; }
+};
+
+TEST(BudgetTest, BytesOfAPlanAreTheSumOverLayersAndSides) {
+  ASSERT_OK_AND_ASSIGN(const int64_t bytes,
+                       PlanBytes(KvmixPlan(6), TenBytesABit()));
+  EXPECT_EQ(bytes, 10 * (6 * 3 + 26 * 2 + 6 * 4 + 26 * 2));
+}
+
+// Effective bits of blocks and bytes of an endless context say the same.
+TEST(BudgetTest, BlocksAloneCostTheirEffectiveBits) {
+  const BlockCosts costs(kHeadDim);
+  const CachePlan plan = KvmixPlan(6);
+  ASSERT_OK_AND_ASSIGN(const PlanBits bits, BitsOfPlan(plan, kHeadDim));
+  ASSERT_OK_AND_ASSIGN(const int64_t bytes, PlanBytes(plan, costs));
+  const double elements = 2.0 * 32 * costs.elements();
+  // Each of the 64 sums is rounded up by less than a byte.
+  EXPECT_NEAR(8.0 * bytes / elements,
+              (bits.key.effective + bits.value.effective) / 2,
+              8 * 64 / elements);
+}
+
+TEST(BudgetTest, ABudgetInBitsIsRoundedDownToBytes) {
+  Budget budget;
+  budget.set_effective_bits(3.01);
+  EXPECT_EQ(*BudgetBytes(budget, 2, TenBytesABit()), 150);  // 150.5
+  budget.clear_effective_bits();
+  budget.set_bytes(77);
+  budget.set_context_length(10);
+  EXPECT_EQ(*BudgetBytes(budget, 2, TenBytesABit()), 77);
+}
+
+TEST(BudgetTest, ABudgetThatIsNotOneIsRefused) {
+  const auto error = [](const Budget& budget) {
+    return BudgetBytes(budget, 2, TenBytesABit()).status();
+  };
+  Budget budget;
+  EXPECT_THAT(error(budget),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       HasSubstr("exactly one of effective_bits and bytes")));
+  budget.set_bytes(5);
+  EXPECT_THAT(error(budget),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       HasSubstr("budget.bytes needs budget.context_length")));
+  budget.set_effective_bits(-1);
+  EXPECT_THAT(error(budget),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       HasSubstr("budget.effective_bits is -1")));
+}
+
+TEST(BudgetTest, OneByteTooManyIsRefused) {
+  const CachePlan plan = KvmixPlan(6);
+  EXPECT_OK(CheckBudget(plan, 1460, TenBytesABit()));
+  EXPECT_THAT(CheckBudget(plan, 1459, TenBytesABit()),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       HasSubstr("the plan takes 1460 bytes")));
+}
+
 }  // namespace
 }  // namespace kvmix

@@ -1,0 +1,131 @@
+// CudaKvCache: the keys and values of a batch of sequences, packed on a CUDA
+// device, and attention over them. The rules are KvCache's (kv_cache.h):
+//   [ sink tokens, half | packed blocks, oldest first | window, half ]
+// for every sequence, layer, KV head, and for keys and values each. Codes,
+// scales and zero points are the CPU's, bit for bit; how they lie is not
+// (quant/cuda_layout.h).
+//
+// A chunk passes the model in this order, for all sequences of it at once:
+//   BeginChunk                      counts tokens of all layers, on the host
+//   for each layer: Append, Attention, FinishChunk       kernels alone
+// What was counted travels to the device once, in BeginChunk. The calls of a
+// layer only launch kernels, so those of a decode step can be captured into a
+// CUDA graph and replayed after every BeginChunk of as many tokens, as long as
+// launch_key() stays the same.
+//
+// All memory is allocated in Create, nothing is ever copied to grow: a sequence
+// has room for max_tokens tokens. Unquantized windows have the most room that
+// the recency policy can ask for; a chunk's own keys and values wait in a
+// buffer that all layers share, so a long prompt never fills the windows.
+//
+// Shapes: L = layers, G = KV heads, H = query heads, D = head_dim, R = tokens
+// of a chunk, those of all its sequences one after another.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "attention/cuda_attention_params.h"
+#include "attention/kv_cache.h"
+#include "attention/memory_ledger.h"
+#include "kvmix/cache_plan.pb.h"
+#include "kvmix/recency/recency_policy.h"
+
+namespace kvmix {
+
+struct CudaCacheOptions {
+  int num_sequences = 1;
+  int64_t max_tokens = 0;        // of each sequence
+  int64_t max_chunk_tokens = 1;  // R at most; at least num_sequences
+  int num_heads = 0;             // H, a multiple of G
+};
+
+// The tokens of one sequence in a chunk.
+struct SequenceChunk {
+  int sequence = 0;
+  int64_t num_tokens = 0;
+};
+
+struct CudaAttentionOptions {
+  float scale = 0;             // usually 1 / sqrt(D)
+  int64_t sliding_window = 0;  // 0: none
+};
+
+class CudaKvCache {
+ public:
+  // The bytes that Create allocates on the device.
+  static absl::StatusOr<int64_t> DeviceBytes(const CacheShape& shape,
+                                             const CachePlan& plan,
+                                             const RecencyPolicy& recency,
+                                             const CudaCacheOptions& options);
+  // Errors: Unimplemented for a format that no kernel reads; ResourceExhausted,
+  // with the bytes, if the device has no room.
+  static absl::StatusOr<std::unique_ptr<CudaKvCache>> Create(
+      const CacheShape& shape, const CachePlan& plan,
+      std::shared_ptr<const RecencyPolicy> recency,
+      const CudaCacheOptions& options);
+  ~CudaKvCache();
+
+  const CacheShape& shape() const;
+  const CudaCacheOptions& options() const;
+  // Tokens of a sequence, those of an open chunk included.
+  int64_t num_tokens(int sequence) const;
+  // Forgets a sequence's tokens. Work that reads them must be done, or be
+  // earlier in the stream of the next chunk.
+  void Reset(int sequence);
+
+  // Every sequence at most once. Errors: no room, or what the recency policy
+  // says. The copy to the device is ordered by `stream`, which must be that of
+  // the calls below.
+  absl::Status BeginChunk(absl::Span<const SequenceChunk> chunk,
+                          cudaStream_t stream);
+  // keys, values: [R, G, D], keys after RoPE. They are rounded to half. A
+  // number beyond half's range becomes an infinity and is told by
+  // CheckNumbers.
+  absl::Status Append(int layer, CudaRows keys, CudaRows values,
+                      cudaStream_t stream);
+  // queries, out: [R, H, D].
+  absl::Status Attention(int layer, CudaRows queries, CudaMutableRows out,
+                         const CudaAttentionOptions& options,
+                         cudaStream_t stream);
+  absl::Status FinishChunk(int layer, cudaStream_t stream);
+
+  // Equal keys: launches captured for the one chunk serve the other.
+  uint64_t launch_key() const;
+  // Waits for `stream`. DataLoss if a key or a value did not fit half since
+  // the last call.
+  absl::Status CheckNumbers(cudaStream_t stream);
+
+  // Device bytes by cause; total() is what Create allocated. bookkeeping: the
+  // buffers of a chunk, the counts, and the workspace of attention.
+  MemoryLedger ledger() const;
+  // The kernel that a layer's decode step and its longer chunks run through,
+  // for records.
+  std::string DecodeKernelName(int layer) const;
+  std::string PrefillKernelName(int layer) const;
+
+  // For tests: what a stream holds, as stored. Waits for the device.
+  struct Stored {
+    int64_t sinks = 0, packed = 0, window = 0;  // tokens
+    std::vector<float> x;                       // [N, D] numbers read back
+    // Of packed tokens alone, [packed, D]: codes, and the bits of half.
+    std::vector<uint8_t> codes;
+    std::vector<uint16_t> scales, zeros;
+  };
+  absl::StatusOr<Stored> Read(int layer, int sequence, int kv_head,
+                              Side side) const;
+
+ private:
+  struct State;
+  explicit CudaKvCache(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace kvmix

@@ -1,0 +1,156 @@
+// Stand-in for the part of cuBLAS that the project uses: products of
+// column-major matrices through Eigen, in order on the handle's stream. Sums
+// are taken in float.
+#include <cublas_v2.h>
+
+#include <eigen3/Eigen/Core>
+
+#include "tools/cuda_emulator/emulator.h"
+#include "tools/cuda_emulator/internal.h"
+
+struct cublasContext {
+  cudaStream_t stream = nullptr;
+};
+
+namespace {
+
+using Eigen::MatrixXf;
+template <typename T>
+using Matrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic>;
+
+// A matrix as cuBLAS is given it: columns `stride` elements apart.
+struct View {
+  const void* data;
+  cudaDataType type;
+  int stride;
+  cublasOperation_t op = CUBLAS_OP_N;
+};
+
+bool Known(cudaDataType type) {
+  return type == CUDA_R_32F || type == CUDA_R_16F || type == CUDA_R_16BF;
+}
+
+size_t Size(cudaDataType type) { return type == CUDA_R_32F ? 4 : 2; }
+
+template <typename T>
+MatrixXf LoadAs(const View& v, int rows, int columns) {
+  return Eigen::Map<const Matrix<T>, 0, Eigen::OuterStride<>>(
+             static_cast<const T*>(v.data), rows, columns,
+             Eigen::OuterStride<>(v.stride))
+      .template cast<float>();
+}
+
+// op(v), rows x columns. Eigen's half and bfloat16 have the bits of NVIDIA's.
+MatrixXf Load(const View& v, int rows, int columns) {
+  if (v.op != CUBLAS_OP_N) std::swap(rows, columns);
+  const MatrixXf x = v.type == CUDA_R_32F ? LoadAs<float>(v, rows, columns)
+                     : v.type == CUDA_R_16F
+                         ? LoadAs<Eigen::half>(v, rows, columns)
+                         : LoadAs<Eigen::bfloat16>(v, rows, columns);
+  if (v.op != CUBLAS_OP_N) return x.transpose();
+  return x;
+}
+
+template <typename T>
+void StoreAs(const MatrixXf& x, void* p, int stride) {
+  Eigen::Map<Matrix<T>, 0, Eigen::OuterStride<>>(
+      static_cast<T*>(p), x.rows(), x.cols(), Eigen::OuterStride<>(stride)) =
+      x.cast<T>();
+}
+
+void Store(const MatrixXf& x, void* p, cudaDataType type, int stride) {
+  switch (type) {
+    case CUDA_R_32F:
+      StoreAs<float>(x, p, stride);
+      break;
+    case CUDA_R_16F:
+      StoreAs<Eigen::half>(x, p, stride);
+      break;
+    default:
+      StoreAs<Eigen::bfloat16>(x, p, stride);
+  }
+  for (int j = 0; j < x.cols(); ++j) {
+    emu::MarkWritten(static_cast<char*>(p) + Size(type) * j * stride,
+                     Size(type) * x.rows());
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+cublasStatus_t cublasCreate_v2(cublasHandle_t* h) {
+  *h = new cublasContext;
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasDestroy_v2(cublasHandle_t h) {
+  delete h;
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasSetStream_v2(cublasHandle_t h, cudaStream_t stream) {
+  h->stream = stream;
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasSetMathMode(cublasHandle_t, cublasMath_t) {
+  return CUBLAS_STATUS_SUCCESS;  // sums are in float whatever the mode
+}
+
+cublasStatus_t cublasSetWorkspace_v2(cublasHandle_t, void*, size_t) {
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+// alpha and beta are on the host, and read now.
+cublasStatus_t cublasGemmEx(cublasHandle_t h, cublasOperation_t op_a,
+                            cublasOperation_t op_b, int m, int n, int k,
+                            const void* alpha, const void* a,
+                            cudaDataType type_a, int lda, const void* b,
+                            cudaDataType type_b, int ldb, const void* beta,
+                            void* c, cudaDataType type_c, int ldc,
+                            cublasComputeType_t compute, cublasGemmAlgo_t) {
+  if (compute != CUBLAS_COMPUTE_32F || !Known(type_a) || type_a != type_b ||
+      !Known(type_c)) {
+    return CUBLAS_STATUS_NOT_SUPPORTED;
+  }
+  if (m < 0 || n < 0 || k < 0 || ldc < m ||
+      lda < (op_a == CUBLAS_OP_N ? m : k) ||
+      ldb < (op_b == CUBLAS_OP_N ? k : n)) {
+    return CUBLAS_STATUS_INVALID_VALUE;
+  }
+  const float s = *static_cast<const float*>(alpha);
+  const float t = *static_cast<const float*>(beta);
+  const View va{a, type_a, lda, op_a}, vb{b, type_b, ldb, op_b};
+  emu::Enqueue(h->stream, [=] {
+    emu::DeviceMemoryAccessible(true);
+    MatrixXf product = s * (Load(va, m, k) * Load(vb, k, n));
+    if (t != 0) product += t * Load({c, type_c, ldc}, m, n);
+    Store(product, c, type_c, ldc);
+    emu::DeviceMemoryAccessible(false);
+  });
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasGemmStridedBatchedEx(
+    cublasHandle_t h, cublasOperation_t op_a, cublasOperation_t op_b, int m,
+    int n, int k, const void* alpha, const void* a, cudaDataType type_a,
+    int lda, long long stride_a, const void* b, cudaDataType type_b, int ldb,
+    long long stride_b, const void* beta, void* c, cudaDataType type_c, int ldc,
+    long long stride_c, int batches, cublasComputeType_t compute,
+    cublasGemmAlgo_t algorithm) {
+  const auto at = [](const void* p, cudaDataType type, long long i) {
+    return static_cast<const char*>(p) + i * static_cast<long long>(Size(type));
+  };
+  for (int i = 0; i < batches; ++i) {
+    const cublasStatus_t status =
+        cublasGemmEx(h, op_a, op_b, m, n, k, alpha, at(a, type_a, i * stride_a),
+                     type_a, lda, at(b, type_b, i * stride_b), type_b, ldb,
+                     beta, const_cast<char*>(at(c, type_c, i * stride_c)),
+                     type_c, ldc, compute, algorithm);
+    if (status != CUBLAS_STATUS_SUCCESS) return status;
+  }
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+}  // extern "C"

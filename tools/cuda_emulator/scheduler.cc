@@ -1,0 +1,502 @@
+// Runs the blocks of a grid: fibers, barriers, warp collectives, shared memory,
+// queues of asynchronous copies.
+//
+// A fiber runs until it waits, then jumps straight to another ready fiber; when
+// none is ready it returns to the root, which is the host's own stack. Released
+// fibers are put at random places of the whole ready list, so that warps
+// interleave. ASan is told of every jump: it keeps a stack's bounds and a "fake
+// stack" for each.
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <boost/context/detail/fcontext.hpp>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "tools/cuda_emulator/emulator.h"
+#include "tools/cuda_emulator/internal.h"
+
+#ifdef __SANITIZE_ADDRESS__
+#include <pthread.h>
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace fc = boost::context::detail;
+
+uint3 threadIdx, blockIdx;
+dim3 blockDim, gridDim;
+
+namespace emu {
+namespace {
+
+enum class State { kReady, kBarrier, kWarp, kDone };
+
+struct Copy {
+  void* to;
+  const void* from;
+  int bytes;
+};
+
+struct Fiber {
+  fc::fcontext_t context = nullptr;
+  void* stack = nullptr;  // lowest usable address
+  size_t stack_bytes = 0;
+  void* fake_stack = nullptr;  // ASan's
+  uint3 index{};
+  int id = 0;
+  State state = State::kReady;
+  const char* file = nullptr;
+  int line = 0;
+  const char* op = nullptr;
+  unsigned warp_epoch = 0;
+  std::vector<Copy> open_group;
+  std::vector<std::vector<Copy>> groups;
+};
+
+struct Collective {
+  unsigned mask, arrived;
+  const char* op;
+  WarpFn fn;
+  void* args[32];
+};
+struct Warp {
+  std::vector<Collective> pending;
+  unsigned exited = 0;
+};
+struct Shared {
+  void* key;
+  const char* name;
+  char* data;
+  size_t bytes;
+};
+
+struct Grid {
+  std::vector<std::unique_ptr<Fiber>> fibers;
+  std::vector<Fiber*> ready;
+  std::vector<Warp> warps;
+  std::vector<Shared> shared;
+  char* dynamic = nullptr;
+  size_t dynamic_bytes = 0, limit = 0;
+  int threads = 0, at_barrier = 0, exited = 0;
+  void (*body)(void*) = nullptr;
+  void* argument = nullptr;
+  size_t argument_bytes = 0;
+  bool in_collective = false;
+  bool failed = false;
+};
+
+Grid g;
+Fiber root;
+Fiber* current = &root;
+Options the_options;
+std::string reports;
+uint64_t random_state = 1;
+std::map<const void*, size_t> dynamic_limits;
+
+uint64_t Random() {  // xorshift64
+  random_state ^= random_state << 13;
+  random_state ^= random_state >> 7;
+  return random_state ^= random_state << 17;
+}
+
+size_t Below(size_t n) { return (Random() >> 32) * n >> 32; }
+
+void Switched() {  // first thing done on a fiber's own stack after it was
+                   // switched to
+#ifdef __SANITIZE_ADDRESS__
+  __sanitizer_finish_switch_fiber(current->fake_stack, nullptr, nullptr);
+#endif
+  threadIdx = current->index;
+}
+
+void SwitchTo(Fiber* to) {
+  Fiber* from = current;
+  if (from == to) return;
+  current = to;
+#ifdef __SANITIZE_ADDRESS__
+  __sanitizer_start_switch_fiber(&from->fake_stack, to->stack, to->stack_bytes);
+#endif
+  fc::transfer_t t = fc::jump_fcontext(to->context, from);
+  static_cast<Fiber*>(t.data)->context = t.fctx;
+  Switched();
+}
+
+void Next() {
+  if (g.failed || g.ready.empty()) return SwitchTo(&root);
+  Fiber* f = g.ready.back();
+  g.ready.pop_back();
+  SwitchTo(f);
+}
+
+void Release(Fiber** begin, Fiber** end) {  // they run before whatever was
+                                            // ready, in the order asked for
+  const size_t at = g.ready.size();
+  g.ready.insert(g.ready.end(), begin, end);
+  for (size_t i = at; i < g.ready.size(); ++i)
+    g.ready[i]->state = State::kReady;
+  auto first = g.ready.begin() + at;
+  if (the_options.order == Order::kShuffled) {
+    for (size_t i = at; i < g.ready.size(); ++i)
+      std::swap(g.ready[i], g.ready[Below(i + 1)]);  // into the whole list, so
+                                                     // that warps interleave
+  } else {
+    std::sort(first, g.ready.end(), [](Fiber* a, Fiber* b) {
+      return the_options.order == Order::kAscending ? a->id > b->id
+                                                    : a->id < b->id;
+    });
+  }
+}
+
+void Complete(Warp& w, size_t i, int warp) {
+  Collective c = w.pending[i];
+  w.pending.erase(w.pending.begin() + i);
+  g.in_collective = true;
+  c.fn(c.args, c.arrived);
+  g.in_collective = false;
+  Fiber* back[32];
+  int n = 0;
+  for (int lane = 0; lane < 32; ++lane)
+    if (c.arrived >> lane & 1) back[n++] = g.fibers[warp * 32 + lane].get();
+  if (!std::strcmp(c.op, "syncwarp"))
+    for (int k = 0; k < n; ++k) ++back[k]->warp_epoch;
+  Release(back, back + n);
+}
+
+void Finish() {
+  Warp& w = g.warps[current->id / 32];
+  w.exited |= 1u << current->id % 32;
+  ++g.exited;
+  current->state = State::kDone;
+  for (size_t i = 0; i < w.pending.size(); ++i)
+    if (((w.pending[i].arrived | w.exited) & w.pending[i].mask) ==
+        w.pending[i].mask) {
+      Complete(w, i, current->id / 32);
+      break;
+    }
+  if (!current->open_group.empty() || !current->groups.empty())
+    Report("thread %d ends with cp.async copies not waited for", current->id);
+  Next();
+}
+
+void FiberMain() {
+  Switched();
+  for (;;) {
+    g.body(g.argument);
+    Finish();
+  }
+}
+void Entry(fc::transfer_t t) {
+  static_cast<Fiber*>(t.data)->context = t.fctx;
+  FiberMain();
+}
+
+void Prepare(Fiber* f) {  // fresh context; stack kept between launches, with a
+                          // guard page below
+  const size_t bytes = the_options.stack_bytes;
+  if (f->stack_bytes != bytes) {
+    if (f->stack)
+      munmap(static_cast<char*>(f->stack) - 4096, f->stack_bytes + 4096);
+    char* m = static_cast<char*>(
+        mmap(nullptr, bytes + 4096, PROT_READ | PROT_WRITE,
+             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    mprotect(m, 4096, PROT_NONE);
+    f->stack = m + 4096;
+    f->stack_bytes = bytes;
+  }
+#ifdef __SANITIZE_ADDRESS__
+  __asan_unpoison_memory_region(f->stack,
+                                bytes);  // frames of an abandoned fiber
+#endif
+  f->fake_stack = nullptr;
+  f->context =
+      fc::make_fcontext(static_cast<char*>(f->stack) + bytes, bytes, Entry);
+}
+
+void DescribeStuckBlock() {
+  struct Line {
+    int count;
+    int first;
+  };
+  std::map<std::string, Line> where;
+  for (int i = 0; i < g.threads; ++i) {
+    Fiber& f = *g.fibers[i];
+    std::string key =
+        f.state == State::kDone
+            ? "ended"
+            : std::string("wait at ") +
+                  (f.state == State::kBarrier ? "__syncthreads" : f.op) + " " +
+                  f.file + ":" + std::to_string(f.line);
+    auto [it, fresh] = where.try_emplace(key, Line{0, i});
+    ++it->second.count;
+  }
+  std::string text;
+  for (auto& [k, l] : where)
+    text += " | " + std::to_string(l.count) + " threads (first " +
+            std::to_string(l.first) + ") " + k;
+  Report("divergent barrier: block (%u,%u,%u) is stuck%s", blockIdx.x,
+         blockIdx.y, blockIdx.z, text.c_str());
+}
+
+void FindRootStack() {
+#ifdef __SANITIZE_ADDRESS__
+  if (root.stack) return;
+  pthread_attr_t attributes;
+  pthread_getattr_np(pthread_self(), &attributes);
+  pthread_attr_getstack(&attributes, &root.stack, &root.stack_bytes);
+  pthread_attr_destroy(&attributes);
+  the_options.stack_bytes =
+      std::max<size_t>(the_options.stack_bytes, 256 << 10);
+#endif
+}
+
+// Numbers of the blocks, in the order in which they run.
+std::vector<uint64_t> BlockOrder(uint64_t blocks) {
+  std::vector<uint64_t> order(blocks);
+  for (uint64_t b = 0; b < blocks; ++b) {
+    order[b] = the_options.order == Order::kDescending ? blocks - 1 - b : b;
+  }
+  if (the_options.order == Order::kShuffled) {
+    for (uint64_t b = blocks; b > 1; --b)
+      std::swap(order[b - 1], order[Below(b)]);
+  }
+  return order;
+}
+
+void RunBlock() {  // blockIdx is set
+  g.warps.assign((g.threads + 31) / 32, {});
+  g.at_barrier = g.exited = 0;
+  g.ready.clear();
+  for (Shared& s : g.shared) std::memset(s.data, the_options.poison, s.bytes);
+  if (g.dynamic) std::memset(g.dynamic, the_options.poison, g.dynamic_bytes);
+  BeginBlock();
+  std::vector<Fiber*> all;
+  for (int i = 0; i < g.threads; ++i) {
+    Fiber* f = g.fibers[i].get();
+    f->id = i;
+    f->index = make_uint3(i % blockDim.x, i / blockDim.x % blockDim.y,
+                          i / blockDim.x / blockDim.y);
+    f->warp_epoch = 0;
+    f->open_group.clear();
+    f->groups.clear();
+    all.push_back(f);
+  }
+  Release(all.data(), all.data() + all.size());
+  Next();
+  if (!g.failed && g.exited != g.threads) {
+    DescribeStuckBlock();
+    g.failed = true;
+  }
+}
+
+void FreeSharedMemory() {
+  for (Shared& s : g.shared) {
+    RemoveRegion(s.data);
+    std::free(s.data);
+  }
+  g.shared.clear();
+  if (!g.dynamic) return;
+  RemoveRegion(g.dynamic);
+  std::free(g.dynamic);
+  g.dynamic = nullptr;
+}
+
+}  // namespace
+
+Options& options() { return the_options; }
+std::string TakeReports() { return std::exchange(reports, {}); }
+unsigned LaneId() { return current->id % 32; }
+unsigned ActiveMask() { return ~g.warps[current->id / 32].exited; }
+void* DynamicShared() { return g.dynamic; }
+int CurrentThread() { return current == &root ? -1 : current->id; }
+unsigned CurrentWarpEpoch() { return current->warp_epoch; }
+bool IsThreadLocal(const void* p) {
+  auto in = [p](void* begin, size_t bytes) {
+    return p >= begin && p < static_cast<char*>(begin) + bytes;
+  };
+  return g.in_collective || in(current->stack, current->stack_bytes) ||
+         in(g.argument, g.argument_bytes);
+}
+void* Allocate(
+    size_t alignment,
+    size_t bytes) {  // exact size, so that ASan sees the end; aligned_alloc
+                     // would want a multiple of the alignment
+  void* p = nullptr;
+  return posix_memalign(&p, alignment, bytes ? bytes : 1) ? nullptr : p;
+}
+
+void Report(const char* format, ...) {
+  char text[2048];
+  va_list list;
+  va_start(list, format);
+  vsnprintf(text, sizeof text, format, list);
+  va_end(list);
+  reports += text;
+  reports += '\n';
+  SetLastError(cudaErrorLaunchFailure);
+}
+
+void Trap(const char* what) {
+  Report("%s in thread %d", what, current->id);
+  g.failed = true;
+  SwitchTo(&root);
+  std::abort();
+}
+
+void SetDynamicLimit(const void* kernel, size_t bytes) {
+  dynamic_limits[kernel] = bytes;
+}
+
+void* SharedVariable(void* key, const char* name, size_t bytes) {
+  for (Shared& s : g.shared)
+    if (s.key == key) return s.data;
+  char* data = static_cast<char*>(
+      Allocate(128, bytes));  // an allocation each: ASan sees every bound
+  std::memset(data, the_options.poison, bytes);
+  AddRegion(data, bytes, name, true);
+  g.shared.push_back({key, name, data, bytes});
+  size_t total = g.dynamic_bytes;
+  for (Shared& s : g.shared) total += s.bytes;
+  if (total > g.limit)
+    Report(
+        "%zu bytes of shared memory, limit %zu "
+        "(cudaFuncAttributeMaxDynamicSharedMemorySize?)",
+        total, g.limit);
+  return data;
+}
+
+void SyncThreads(const char* file, int line) {
+  current->file = file;
+  current->line = line;
+  current->state = State::kBarrier;
+  if (++g.at_barrier < g.threads) return Next();
+  g.at_barrier = 0;
+  for (int i = 0; i < g.threads; ++i) {
+    Fiber& f = *g.fibers[i];
+    if (f.line != line || f.file != file) {
+      Report("divergent barrier: thread %d waits at %s:%d, thread %d at %s:%d",
+             f.id, f.file, f.line, current->id, file, line);
+      break;
+    }
+  }
+  NextEpoch();
+  static std::vector<Fiber*> all;
+  all.clear();
+  for (int i = 0; i < g.threads; ++i) all.push_back(g.fibers[i].get());
+  Release(all.data(), all.data() + all.size());
+  Next();
+}
+
+void WarpCollective(unsigned mask, const char* op, void* arg, WarpFn fn,
+                    const char* file, int line) {
+  const int warp = current->id / 32, lane = current->id % 32;
+  Warp& w = g.warps[warp];
+  current->file = file;
+  current->line = line;
+  current->op = op;
+  if (!(mask >> lane & 1))
+    Report("%s %s:%d: lane %d is not in its own mask %#x", op, file, line, lane,
+           mask);
+  const int in_warp = std::min(32, g.threads - warp * 32);
+  if (in_warp < 32)
+    mask &= (1u << in_warp) -
+            1;  // a partial last warp: lanes that never existed count as exited
+  size_t i = 0;
+  while (i < w.pending.size() && !(w.pending[i].mask & mask)) ++i;
+  if (i == w.pending.size()) w.pending.push_back({mask, 0, op, fn, {}});
+  Collective& c = w.pending[i];
+  if (c.mask != mask || std::strcmp(c.op, op)) {
+    Report(
+        "warp divergence: lane %d at %s mask %#x %s:%d while others wait at %s "
+        "mask %#x",
+        lane, op, mask, file, line, c.op, c.mask);
+    g.failed = true;
+    return SwitchTo(&root);
+  }
+  c.arrived |= 1u << lane;
+  c.args[lane] = arg;
+  current->state = State::kWarp;
+  if (((c.arrived | w.exited) & c.mask) == c.mask) Complete(w, i, warp);
+  Next();
+}
+
+void CpAsync(void* shared, const void* global, int bytes) {
+  if (reinterpret_cast<uintptr_t>(shared) % bytes ||
+      reinterpret_cast<uintptr_t>(global) % bytes)
+    Report("cp.async: address not %d-byte aligned", bytes);
+  current->open_group.push_back({shared, global, bytes});
+}
+void CpAsyncCommit() {
+  current->groups.push_back(std::exchange(current->open_group, {}));
+}
+void CpAsyncWait(int newest_left) {
+  auto& groups = current->groups;
+  while (int(groups.size()) > newest_left) {
+    for (const Copy& c : groups.front()) {
+      Record(c.from, c.bytes, kRead, __builtin_return_address(0));
+      Record(c.to, c.bytes, kWrite, __builtin_return_address(0));
+      std::memcpy(c.to, c.from, c.bytes);
+    }
+    groups.erase(groups.begin());
+  }
+}
+
+size_t DynamicLimit(const void* kernel) {
+  auto limit = dynamic_limits.find(kernel);
+  return limit == dynamic_limits.end()
+             ? 48 << 10
+             : std::max<size_t>(48 << 10, limit->second);
+}
+
+bool ValidLaunch(const void* kernel, dim3 grid, dim3 block, size_t smem) {
+  const uint64_t threads = uint64_t(block.x) * block.y * block.z;
+  if (threads < 1 || threads > 1024 || block.z > 64 || grid.x < 1 ||
+      grid.y < 1 || grid.y > 65535 || grid.z < 1 || grid.z > 65535) {
+    SetLastError(cudaErrorInvalidConfiguration);
+    return false;
+  }
+  if (smem > DynamicLimit(kernel)) {
+    SetLastError(cudaErrorInvalidValue);
+    return false;
+  }
+  return true;
+}
+
+void RunGrid(const void* kernel, dim3 grid, dim3 block, size_t smem,
+             void (*body)(void*), void* argument, size_t argument_bytes) {
+  FindRootStack();
+  random_state = the_options.seed * 0x9E3779B97F4A7C15ull | 1;
+  g.limit = DynamicLimit(kernel);
+  g.threads = block.x * block.y * block.z;
+  g.body = body;
+  g.argument = argument;
+  g.argument_bytes = argument_bytes;
+  g.failed = false;
+  g.dynamic_bytes = smem;
+  while (static_cast<int>(g.fibers.size()) < g.threads)
+    g.fibers.push_back(std::make_unique<Fiber>());
+  for (int i = 0; i < g.threads; ++i) Prepare(g.fibers[i].get());
+  if (smem) {
+    g.dynamic = static_cast<char*>(Allocate(128, smem));
+    AddRegion(g.dynamic, smem, "dynamic shared memory", true);
+  }
+  blockDim = block;
+  gridDim = grid;
+  DeviceMemoryAccessible(true);
+  BeginGrid();
+  for (const uint64_t b : BlockOrder(uint64_t{grid.x} * grid.y * grid.z)) {
+    blockIdx = make_uint3(b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y);
+    RunBlock();
+    if (g.failed) break;
+  }
+  DeviceMemoryAccessible(false);
+  FreeSharedMemory();
+}
+
+}  // namespace emu

@@ -1,12 +1,14 @@
 // BitAllocator: turns an importance profile into a cache plan.
 //
-// It sees scores, never traces. Bits become formats through the experiment's
-// quantizer, whose effective bits an allocator may also ask for.
+// It sees scores, never traces. One that is told bits turns them into formats
+// through the experiment's quantizer; one that keeps to a budget chooses among
+// the formats that it is offered, whose bytes it is told.
 #pragma once
 
 #include <cstdint>
 
 #include "absl/status/statusor.h"
+#include "kvmix/budget.h"
 #include "kvmix/cache_plan.pb.h"
 #include "kvmix/importance_profile.pb.h"
 #include "quant/quantizer.h"
@@ -18,6 +20,12 @@ struct AllocationContext {
   int head_dim = 0;
   uint64_t seed = 0;
   const Quantizer* quantizer = nullptr;
+  // Formats to choose from, at least one for keys and one for values, what they
+  // cost, and the bytes that the plan may take at most. Null and 0 if the
+  // experiment has no budget.
+  const FormatChoices* choices = nullptr;
+  const LayerCosts* costs = nullptr;
+  int64_t budget_bytes = 0;
 };
 
 class BitAllocator {
@@ -26,9 +34,12 @@ class BitAllocator {
   // False: the plan does not depend on scores, and no profile need be made;
   // `profile` may then be empty.
   virtual bool NeedsProfile() const = 0;
+  // True: the plan takes budget_bytes at most, and without a budget Allocate
+  // says that it needs one. False: the allocator does not look at the budget.
+  virtual bool KeepsBudget() const { return false; }
   // The plan has a format for every layer. Errors: a profile of another number
   // of layers, or of a unit that the allocator cannot use; bits that the
-  // quantizer does not offer.
+  // quantizer does not offer; a budget below the cheapest plan.
   virtual absl::StatusOr<CachePlan> Allocate(
       const ImportanceProfile& profile,
       const AllocationContext& context) const = 0;

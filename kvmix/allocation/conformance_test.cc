@@ -7,6 +7,7 @@
 #include "gtest/gtest.h"
 #include "kvmix/allocation/any_bits_quantizer.h"
 #include "kvmix/allocation/bit_allocator.h"
+#include "kvmix/allocation/budget_problem.h"
 #include "kvmix/base/random.h"
 #include "kvmix/base/registry.h"
 #include "kvmix/base/status_matchers.h"
@@ -34,8 +35,22 @@ class BitAllocatorConformanceTest
  protected:
   void SetUp() override {
     component_.set_name(GetParam());
-    context_ = {
-        .num_layers = 32, .head_dim = 128, .seed = 5, .quantizer = &quantizer_};
+    for (int bits : {2, 4, 8}) {
+      QuantFormat* key = choices_.add_key();
+      key->set_quantizer("group_affine");
+      key->set_bits(bits);
+      key->set_group_size(32);
+      key->set_axis(QuantFormat::PER_CHANNEL);
+      *choices_.add_value() = *key;
+      choices_.mutable_value()->rbegin()->set_axis(QuantFormat::PER_TOKEN);
+    }
+    context_ = {.num_layers = 32,
+                .head_dim = 128,
+                .seed = 5,
+                .quantizer = &quantizer_,
+                .choices = &choices_,
+                .costs = &costs_,
+                .budget_bytes = int64_t{1} << 40};
   }
 
   absl::StatusOr<std::unique_ptr<BitAllocator>> Make() const {
@@ -49,6 +64,8 @@ class BitAllocatorConformanceTest
   }
 
   AnyBitsQuantizer quantizer_;
+  BlockCosts costs_{128};
+  FormatChoices choices_;
   AllocationContext context_;
   Component component_;
 };
@@ -95,6 +112,41 @@ TEST_P(BitAllocatorConformanceTest, AProfileIsReadIfAndOnlyIfItIsNeeded) {
   ASSERT_OK(without);
   ASSERT_OK(with);
   EXPECT_EQ(without->SerializeAsString(), with->SerializeAsString());
+}
+
+// To the byte: budgets that are what some plan takes, one byte more and less.
+TEST_P(BitAllocatorConformanceTest, TheBudgetIsNeverExceeded) {
+  ASSERT_OK_AND_ASSIGN(const auto allocator, Make());
+  if (!allocator->KeepsBudget()) GTEST_SKIP() << "does not look at a budget";
+  BudgetProblem problem({1, 2, 3, 4, 8, 16}, 7);
+  problem.SetRandomLosses(3);
+  const int64_t least = 14 * 100;
+  for (int64_t budget = least - 1; budget < 14 * 1700; budget += 99) {
+    for (int64_t bytes : {budget, budget + 1}) {
+      problem.budget_bytes = bytes;
+      const absl::StatusOr<CachePlan> plan =
+          allocator->Allocate(problem.profile, problem.Context());
+      if (bytes < least) {
+        EXPECT_THAT(plan.status(),
+                    StatusIs(absl::StatusCode::kInvalidArgument,
+                             HasSubstr("the cheapest plan takes 1400")));
+        continue;
+      }
+      ASSERT_OK(plan);
+      EXPECT_OK(CheckBudget(*plan, bytes, problem.costs));
+    }
+  }
+}
+
+TEST_P(BitAllocatorConformanceTest, AMissingBudgetIsAskedFor) {
+  ASSERT_OK_AND_ASSIGN(const auto allocator, Make());
+  if (!allocator->KeepsBudget()) GTEST_SKIP() << "does not look at a budget";
+  context_.choices = nullptr;
+  context_.costs = nullptr;
+  context_.budget_bytes = 0;
+  EXPECT_THAT(allocator->Allocate(RandomProfile(32, 0), context_).status(),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       HasSubstr("budget { effective_bits: 3 }")));
 }
 
 TEST_P(BitAllocatorConformanceTest, OptionsOfAnotherTypeAreRefused) {

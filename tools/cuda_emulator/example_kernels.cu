@@ -133,7 +133,7 @@ __global__ void Fill(float* x) {
   KVMIX_DYNAMIC_SHARED(float, s);
   if (threadIdx.x == 0) s[0] = 1;
   __syncthreads();
-  x[0] = s[0];
+  if (threadIdx.x == 0) x[0] = s[0];
 }
 
 }  // namespace

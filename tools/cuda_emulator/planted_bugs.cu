@@ -127,9 +127,10 @@ __global__ void MisalignedVector(float* out, int) {
     *reinterpret_cast<float4*>(out + (fixed ? 4 : 1)) = make_float4(1, 2, 3, 4);
 }
 template <bool fixed>
-__global__ void LocalArrayPastEnd(float* out, int) {
+__global__ void LocalArrayPastEnd(float* out, int n) {
   volatile float a[8];
-  for (int i = 0; i < (fixed ? 8 : 9); ++i) a[i] = i;
+  // Nothing that a compiler can see: n is 200.
+  for (int i = 0; i < 8 + (fixed ? 0 : n / 200); ++i) a[i] = i;
   out[threadIdx.x] = a[threadIdx.x % 8];
 }
 template <bool fixed>

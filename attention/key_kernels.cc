@@ -85,22 +85,29 @@ struct BlockQueries {
                         const float* queries, float middle, int at,
                         ManyVectors& constants) {
     const Floats d;
-    FloatV zero_sum[kRows], left[kRows];
-    for (int r = 0; r < kRows; ++r) zero_sum[r] = left[r] = hn::Zero(d);
+    // Numbers of the middle code less what the bytes make of it: the zero
+    // points, and the middle code times what rounding took.
+    FloatV exact[kRows];
+    IntV bytes[kRows];
+    for (int r = 0; r < kRows; ++r) {
+      exact[r] = hn::Zero(d);
+      bytes[r] = hn::Zero(Ints());
+    }
     for (int c = 0; c < format.inner; c += kLanes) {
       const FloatV scale = LoadHalf(format.scales(block) + c);
-      const FloatV zero = LoadHalf(format.zeros(block) + c);
+      const FloatV number = hn::MulAdd(scale, hn::Set(d, middle),
+                                       LoadHalf(format.zeros(block) + c));
       for (int r = 0; r < kRows; ++r) {
         const FloatV steps = hn::Mul(hn::Load(d, scaled[r] + c), scale);
-        left[r] = hn::Add(left[r], RoundToBytes(steps, rounded[at + r] + c));
-        zero_sum[r] = hn::MulAdd(hn::LoadU(d, queries + r * format.inner + c),
-                                 zero, zero_sum[r]);
+        bytes[r] = hn::Add(bytes[r], RoundToBytes(steps, rounded[at + r] + c));
+        exact[r] = hn::MulAdd(hn::LoadU(d, queries + r * format.inner + c),
+                              number, exact[r]);
       }
     }
     for (int r = 0; r < kRows; ++r)
-      constants.Set(at + r,
-                    hn::MulAdd(left[r], hn::Set(d, middle * rounding.step[r]),
-                               zero_sum[r]));
+      constants.Set(at + r, hn::NegMulAdd(hn::ConvertTo(d, bytes[r]),
+                                          hn::Set(d, middle * rounding.step[r]),
+                                          exact[r]));
   }
 
   HWY_INLINE void Scale(const LaneBlock& format, const uint8_t* block,
@@ -227,14 +234,14 @@ void ScorePerToken(const LaneBlock& format, const BlockRun& run,
       ReduceMany(MaxOp(), max, kMany, largest);
       rounding[r].Set(largest, 127);
       for (int g = 0; g < num_groups; ++g) {
-        FloatV rest = hn::Zero(d);
+        IntV bytes = hn::Zero(Ints());
         const FloatV inverse = hn::Set(d, rounding[r].inverse[g]);
         for (int c = g * format.group; c < (g + 1) * format.group; c += kLanes)
-          rest = hn::Add(rest,
-                         RoundToBytes(hn::Mul(hn::LoadU(d, query + c), inverse),
-                                      rounded[r] + c));
-        sum.Set(
-            g, hn::Mul(rest, hn::Set(d, kMiddle<kBits> * rounding[r].step[g])));
+          bytes = hn::Add(
+              bytes, RoundToBytes(hn::Mul(hn::LoadU(d, query + c), inverse),
+                                  rounded[r] + c));
+        sum.Set(g, hn::NegMulAdd(hn::ConvertTo(d, bytes),
+                                 hn::Set(d, rounding[r].step[g]), sum.Get(g)));
       }
       ReduceMany(AddOp(), sum, kMany, left[r]);
     }
@@ -277,7 +284,7 @@ void ScorePerToken(const LaneBlock& format, const BlockRun& run,
                 if constexpr (kInt8) {
                   dot = hn::MulAdd(hn::ConvertTo(d, Total<V, kRows>(sum, v, r)),
                                    hn::Set(d, rounding[r].step[g]),
-                                   hn::Set(d, left[r][g]));
+                                   hn::Set(d, kMiddle<kBits> * left[r][g]));
                 } else {
                   dot = Total<V, kRows>(sum, v, r);
                 }

@@ -163,12 +163,12 @@ struct Rounding {
   }
 };
 
-// bytes [kLanes] = x, in steps, rounded; returns what rounding took.
+// bytes [kLanes] = x, in steps, rounded; returns them.
 template <class Byte>
-HWY_INLINE FloatV RoundToBytes(FloatV x, Byte* bytes) {
+HWY_INLINE IntV RoundToBytes(FloatV x, Byte* bytes) {
   const IntV code = ToNearest(x);
   StoreBytes(code, bytes);
-  return hn::Sub(x, hn::ConvertTo(Floats(), code));
+  return code;
 }
 
 // sum += codes * numbers over the 32 inner rows of a unit, in float or in

@@ -121,24 +121,31 @@ HWY_INLINE void ScaleWeights(const LaneBlock& format, const BlockRun& run,
   }
   ManyVectors constants;
   for (int g = 0; g < count; ++g) {
-    FloatV zero_sum[kRows], left[kRows], inverse[kRows];
+    // In integers, `exact` is of the middle code, less what the bytes make of
+    // it: the zero points, and the middle code times what rounding took.
+    FloatV exact[kRows], inverse[kRows];
+    IntV bytes[kRows];
     for (int r = 0; r < kRows; ++r) {
-      zero_sum[r] = left[r] = hn::Zero(d);
+      exact[r] = hn::Zero(d);
+      bytes[r] = hn::Zero(Ints());
       if constexpr (kInt8)
         inverse[r] = hn::Set(d, own.rounding.inverse[g * kRows + r]);
     }
     ForTokens(
         format, run, first + g,
         [&](const Half* scales, const Half* zeros, int t) KVMIX_KERNEL_LAMBDA {
-          const FloatV scale = LoadHalf(scales), zero = LoadHalf(zeros);
+          const FloatV scale = LoadHalf(scales);
+          FloatV number = LoadHalf(zeros);
+          if constexpr (kInt8)
+            number = hn::MulAdd(scale, hn::Set(d, kMiddle<kBits>), number);
           for (int r = 0; r < kRows; ++r) {
             const FloatV w = hn::LoadU(d, weights + r * stride + t);
             const FloatV x = hn::Mul(w, scale);
-            zero_sum[r] = hn::MulAdd(w, zero, zero_sum[r]);
+            exact[r] = hn::MulAdd(w, number, exact[r]);
             if constexpr (kInt8) {
-              left[r] = hn::Add(left[r],
-                                RoundToBytes(hn::Mul(x, inverse[r]),
-                                             own.rounded[g * kRows + r] + t));
+              bytes[r] = hn::Add(bytes[r],
+                                 RoundToBytes(hn::Mul(x, inverse[r]),
+                                              own.rounded[g * kRows + r] + t));
             } else {
               hn::Store(x, d, own.rows[g * kRows + r] + t);
             }
@@ -147,10 +154,10 @@ HWY_INLINE void ScaleWeights(const LaneBlock& format, const BlockRun& run,
     for (int r = 0; r < kRows; ++r) {
       const int i = g * kRows + r;
       if constexpr (kInt8)
-        zero_sum[r] = hn::MulAdd(
-            left[r], hn::Set(d, kMiddle<kBits> * own.rounding.step[i]),
-            zero_sum[r]);
-      constants.Set(i, zero_sum[r]);
+        exact[r] = hn::NegMulAdd(
+            hn::ConvertTo(d, bytes[r]),
+            hn::Set(d, kMiddle<kBits> * own.rounding.step[i]), exact[r]);
+      constants.Set(i, exact[r]);
     }
   }
   ReduceMany(AddOp(), constants, count * kRows, own.constant);
@@ -231,18 +238,21 @@ void AccumulatePerChannel(const LaneBlock& format, const BlockRun& run,
       alignas(64) float bound[kMany] = {};
       ReduceMany(MaxOp(), largest, kRows, bound);
       own.rounding.Set(bound, 255);
-      ManyVectors lefts;
+      ManyVectors left;
       for (int r = 0; r < kRows; ++r) {
-        FloatV left = hn::Zero(d);
+        IntV bytes = hn::Zero(Ints());
         const FloatV inverse = hn::Set(d, own.rounding.inverse[r]);
         for (int t = 0; t < n * kSliceTokens; t += kLanes)
-          left = hn::Add(
-              left, RoundToBytes(hn::Mul(hn::Load(d, own.rows[r] + t), inverse),
-                                 own.rounded[r] + t));
-        lefts.Set(r, hn::Mul(left, hn::Set(d, kMiddle<kBits> *
-                                                  own.rounding.step[r])));
+          bytes = hn::Add(
+              bytes,
+              RoundToBytes(hn::Mul(hn::Load(d, own.rows[r] + t), inverse),
+                           own.rounded[r] + t));
+        left.Set(r,
+                 hn::NegMulAdd(hn::ConvertTo(d, bytes),
+                               hn::Set(d, own.rounding.step[r]), sums.Get(r)));
       }
-      ReduceMany(AddOp(), lefts, kRows, own.constant);
+      ReduceMany(AddOp(), left, kRows, own.constant);
+      for (int r = 0; r < kRows; ++r) own.constant[r] *= kMiddle<kBits>;
     }
     for (int lane = 0; lane < D; lane += kSpan * kLanes) {
       FloatV sum[kSpan][kRows];

@@ -55,7 +55,8 @@ struct BenchFlags {
 void BenchFlags::AddTo(CommandLine& command_line) {
   command_line.Flag("shape", &shape,
                     absl::StrCat("random weights of a known shape: ",
-                                 absl::StrJoin(RandomModelShapes(), ", ")));
+                                 absl::StrJoin(RandomModelShapes(), ", "),
+                                 ";\n135m:12 has 12 layers"));
   command_line.Flag("model", &model,
                     "instead, a Hugging Face folder, a .gguf file, "
                     "\"embedded\" or \"smollm2\"");

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "experiments/bench_figure.h"
+#include "experiments/bench_growth.h"
 #include "experiments/bench_methods.h"
 #include "experiments/bench_report.h"
 #include "experiments/loaded_model.h"
@@ -346,6 +347,42 @@ TEST(BenchReportTest, MarkdownNamesUnitsAndBandwidth) {
       AllOf(HasSubstr("| a,\"b\"/c |  8192 |"), HasSubstr("0.3 (0.2-0.5)"),
             HasSubstr("|       3.0 |"),
             HasSubstr("40.0 GB/s by 1 thread, 80.0 GB/s by 2 threads")));
+}
+
+// Steps of 10 ms and 2 us a token, of a batch of 4; another method at two
+// depths only; a third whose times do not lie on a line.
+TEST(BenchGrowthTest, FitsALineThroughThreeDepths) {
+  BenchReport report;
+  const auto add = [&](const char* method, int64_t depth, double seconds) {
+    BenchRow row;
+    row.method = method;
+    row.depth = depth;
+    row.batch = 4;
+    row.threads = 2;
+    row.decode.median = 4 / seconds;
+    report.rows.push_back(row);
+  };
+  for (const int64_t depth : {0, 1000, 5000})
+    add("line", depth, 0.010 + 2e-6 * static_cast<double>(depth));
+  add("short", 0, 1);
+  add("short", 1000, 2);
+  add("bent", 0, 1);
+  add("bent", 1, 1);
+  add("bent", 2, 4);
+  const std::vector<DepthGrowth> growths = DepthGrowthOf(report);
+  ASSERT_EQ(growths.size(), 2u);
+  EXPECT_EQ(growths[0].method, "line");
+  EXPECT_NEAR(growths[0].seconds_at_zero, 0.010, 1e-12);
+  EXPECT_NEAR(growths[0].seconds_per_token, 2e-6, 1e-15);
+  EXPECT_NEAR(growths[0].r_squared, 1, 1e-12);
+  // Slope 1.5, residuals 1/2, -1, 1/2; total sum of squares 6.
+  EXPECT_NEAR(growths[1].r_squared, 0.75, 1e-12);
+  EXPECT_THAT(FormatBench(report, BenchOutput::kMarkdown),
+              HasSubstr("line, batch 4, 2 threads: a step takes 10 ms + 2e+03 "
+                        "us for each 1000 cached tokens; R^2 of the line 1.0"));
+  EXPECT_EQ(nlohmann::json::parse(FormatBench(
+                report, BenchOutput::kJson))["depth_growth"][1]["kv"],
+            "bent");
 }
 
 TEST(BenchFigureTest, DotsAtTheBandwidthLieOnItsLine) {

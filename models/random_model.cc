@@ -5,8 +5,10 @@
 #include <cstring>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "kvmix/base/half.h"
 #include "kvmix/base/random.h"
 #include "kvmix/base/status_macros.h"
@@ -152,9 +154,11 @@ std::vector<std::string> RandomModelShapes() {
 }
 
 absl::StatusOr<ModelConfig> RandomModelConfig(absl::string_view shape) {
+  const std::pair<absl::string_view, absl::string_view> parts =
+      absl::StrSplit(shape, absl::MaxSplits(':', 1));
   const auto* const found =
       std::find_if(std::begin(kShapes), std::end(kShapes),
-                   [&](const Shape& s) { return s.name == shape; });
+                   [&](const Shape& s) { return s.name == parts.first; });
   if (found == std::end(kShapes)) {
     return absl::NotFoundError(
         absl::StrCat("there is no random model of shape \"", shape, "\"; use ",
@@ -163,6 +167,13 @@ absl::StatusOr<ModelConfig> RandomModelConfig(absl::string_view shape) {
   ModelConfig config;
   config.family = "llama";
   config.num_layers = found->num_layers;
+  if (shape.size() > parts.first.size() &&
+      (!absl::SimpleAtoi(parts.second, &config.num_layers) ||
+       config.num_layers < 1 || config.num_layers > 1024)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "\"", shape, "\" must have a number of layers from 1 to 1024 behind ",
+        "the colon, as ", parts.first, ":12"));
+  }
   config.hidden_size = found->hidden_size;
   config.num_heads = found->num_heads;
   config.num_kv_heads = found->num_kv_heads;

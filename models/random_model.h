@@ -26,7 +26,9 @@ namespace kvmix {
 //             heads of 128; vocabulary 1024, tied
 std::vector<std::string> RandomModelShapes();
 
-// A config by its name above, context 32768. NotFound lists the names.
+// A config by its name above, context 32768; "135m:12" has 12 layers instead of
+// the shape's own number. Errors: NotFound lists the names; a number of layers
+// outside [1, 1024].
 absl::StatusOr<ModelConfig> RandomModelConfig(absl::string_view shape);
 
 // The tensors of `config`, matrices stored as `type` and vectors as F32.

@@ -25,6 +25,20 @@ TEST(RandomModelTest, EveryShapeIsAValidModel) {
   }
 }
 
+TEST(RandomModelTest, AShapeTakesAnotherNumberOfLayers) {
+  const ModelConfig whole = *RandomModelConfig("135m");
+  const ModelConfig short_one = *RandomModelConfig("135m:12");
+  EXPECT_EQ(whole.num_layers, 30);
+  EXPECT_EQ(short_one.num_layers, 12);
+  EXPECT_EQ(short_one.hidden_size, whole.hidden_size);
+  for (const char* name :
+       {"135m:", "135m:0", "135m:x", "135m:2000", "135m:2:3"})
+    EXPECT_THAT(RandomModelConfig(name).status(),
+                StatusIs(absl::StatusCode::kInvalidArgument,
+                         HasSubstr("from 1 to 1024")))
+        << name;
+}
+
 TEST(RandomModelTest, TheSmallShapeHas135MillionWeights) {
   int64_t count = 0;
   for (const ExpectedTensor& tensor :

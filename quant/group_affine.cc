@@ -5,27 +5,23 @@
 // A block is 32 tokens, or the group's with PER_CHANNEL. Dense codes in groups
 // of a multiple of 32, with a head_dim that is one as well, lie as attention's
 // kernels read them (lane_block.h). All others, and KVmix's words, are strings
-// of bits, group after group:
+// of bits, group after group (group_codec.h):
 //   codes   [groups, words] uint32, a group as bit_packing.h draws it
 //   scales  [groups] half
 //   zeros   [groups] half
-// PER_CHANNEL: group c is channel c. PER_TOKEN: group t * (D / group_size) + j
-// is channels [j, j + 1) * group_size of token t.
 
-#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <string>
-#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
-#include "kvmix/base/check.h"
 #include "kvmix/base/registry.h"
 #include "kvmix/base/status_macros.h"
 #include "kvmix/base/validators.h"
 #include "quant/group_affine.pb.h"
+#include "quant/group_codec.h"
 #include "quant/group_quantizer.h"
 #include "quant/quantizer.h"
 
@@ -33,18 +29,7 @@ namespace kvmix {
 namespace {
 
 constexpr char kName[] = "group_affine";
-constexpr int kMaxHeadDim = 4096;
-constexpr int kPerTokenBlockTokens = 32;
 constexpr int kElevenCodes = ElevenBlock::kTokens;
-
-// A block and the tokens of it that are meant.
-void CheckRange(const BlockCodec& codec, int first, int count) {
-  KVMIX_CHECK(
-      first >= 0 && count >= 0 && first + count <= codec.block_tokens() &&
-      first % codec.granularity() == 0 && count % codec.granularity() == 0)
-      << "tokens [" << first << ", " << first + count << ") of a block of "
-      << codec.block_tokens() << ", granularity " << codec.granularity();
-}
 
 class LaneCodec final : public BlockCodec {
  public:
@@ -99,74 +84,27 @@ class LaneCodec final : public BlockCodec {
   const LaneBlock block_;
 };
 
-class StringCodec final : public BlockCodec {
+class StringCodec final : public GroupCodec {
  public:
   StringCodec(const QuantFormat& format, Side side, int head_dim)
-      : group_{.bits = format.bits(),
+      : GroupCodec(format, side, head_dim),
+        group_{.bits = format.bits(),
                .size = format.group_size(),
                .packing = format.packing()},
         keys_(side == Side::kKey),
-        per_channel_(format.axis() == QuantFormat::PER_CHANNEL),
-        head_dim_(head_dim),
-        groups_per_token_(per_channel_ ? 0 : head_dim / group_.size),
-        num_groups_(per_channel_ ? head_dim
-                                 : kPerTokenBlockTokens * groups_per_token_),
         eleven_{
             .head_dim = head_dim,
             .last_scale = group_.packing == QuantFormat::KVMIX_3BIT_11_RESCALED
                               ? 7.0f / 3.0f
                               : 1.0f} {}
 
-  int block_tokens() const override {
-    return per_channel_ ? group_.size : kPerTokenBlockTokens;
-  }
-  int granularity() const override { return per_channel_ ? group_.size : 1; }
   BlockBytes bytes() const override {
-    return {.codes = int64_t{4} * num_groups_ * group_.words(),
-            .scales = int64_t{2} * num_groups_,
-            .zeros = int64_t{2} * num_groups_};
+    return {.codes = int64_t{4} * num_groups() * group_.words(),
+            .scales = int64_t{2} * num_groups(),
+            .zeros = int64_t{2} * num_groups()};
   }
   const ElevenBlock* eleven_block() const override {
     return keys_ && group_.packing != QuantFormat::DENSE ? &eleven_ : nullptr;
-  }
-
-  void Encode(const float* x, int64_t stride, int first, int count,
-              uint8_t* block) const override {
-    CheckRange(*this, first, count);
-    const int size = per_channel_ ? group_.size : head_dim_;
-    const int rows = per_channel_ ? head_dim_ : count;
-    std::vector<float> groups(static_cast<size_t>(rows) * size);
-    if (keys_ == per_channel_) {
-      for (int row = 0; row < rows; ++row)
-        std::copy_n(x + row * stride, size, groups.data() + row * size);
-    } else {
-      Transpose(x, size, rows, stride, groups.data(), size);
-    }
-    const Groups to = GroupsOf(block, first);
-    EncodeGroups(group_, groups.data(), NumGroups(count), to.words, to.scales,
-                 to.zeros);
-  }
-
-  void Decode(const uint8_t* block, int first, int count, float* x,
-              int64_t stride) const override {
-    CheckRange(*this, first, count);
-    const int size = per_channel_ ? group_.size : head_dim_;
-    const int rows = per_channel_ ? head_dim_ : count;
-    const Groups from = GroupsOf(const_cast<uint8_t*>(block), first);
-    if (keys_ && per_channel_) {
-      DecodeGroups(group_, from.words, from.scales, from.zeros, rows, x,
-                   stride);
-      return;
-    }
-    std::vector<float> groups(static_cast<size_t>(rows) * size);
-    DecodeGroups(group_, from.words, from.scales, from.zeros, NumGroups(count),
-                 groups.data(), group_.size);
-    if (keys_ == per_channel_) {
-      for (int row = 0; row < rows; ++row)
-        std::copy_n(groups.data() + row * size, size, x + row * stride);
-    } else {
-      Transpose(groups.data(), rows, size, size, x, stride);
-    }
   }
 
  private:
@@ -176,43 +114,31 @@ class StringCodec final : public BlockCodec {
     Half* zeros;
   };
 
-  int NumGroups(int count) const {
-    return per_channel_ ? head_dim_ : count * groups_per_token_;
+  void WriteGroups(const float* x, int first, int n,
+                   uint8_t* block) const override {
+    const Groups to = GroupsOf(block, first);
+    EncodeGroups(group_, x, n, to.words, to.scales, to.zeros);
+  }
+  void ReadGroups(const uint8_t* block, int first, int n, float* x,
+                  int64_t stride) const override {
+    const Groups from = GroupsOf(const_cast<uint8_t*>(block), first);
+    DecodeGroups(group_, from.words, from.scales, from.zeros, n, x, stride);
   }
 
-  // The groups of `block` from token `first` on.
+  // The groups of `block` from group `first` on.
   Groups GroupsOf(uint8_t* block, int first) const {
-    const int64_t skip = int64_t{first} * groups_per_token_;
     const BlockBytes size = bytes();
     return {
-        reinterpret_cast<uint32_t*>(block) + skip * group_.words(),
-        reinterpret_cast<Half*>(block + size.codes) + skip,
-        reinterpret_cast<Half*>(block + size.codes + size.scales) + skip,
+        reinterpret_cast<uint32_t*>(block) + int64_t{first} * group_.words(),
+        reinterpret_cast<Half*>(block + size.codes) + first,
+        reinterpret_cast<Half*>(block + size.codes + size.scales) + first,
     };
   }
 
-  // out [columns, out_stride] = in [rows, in_stride]^T
-  static void Transpose(const float* in, int rows, int columns,
-                        int64_t in_stride, float* out, int64_t out_stride) {
-    for (int row = 0; row < rows; ++row)
-      for (int column = 0; column < columns; ++column)
-        out[column * out_stride + row] = in[row * in_stride + column];
-  }
-
   const GroupFormat group_;
-  const bool keys_, per_channel_;
-  const int head_dim_;
-  const int groups_per_token_;
-  const int num_groups_;
+  const bool keys_;
   const ElevenBlock eleven_;
 };
-
-std::string DivisorsFrom8(int head_dim) {
-  std::string list;
-  for (int g = 8; g <= head_dim; ++g)
-    if (head_dim % g == 0) absl::StrAppend(&list, list.empty() ? "" : ", ", g);
-  return list;
-}
 
 absl::Status ValidateKvmixWord(const QuantFormat& format) {
   const std::string packing = QuantFormat::Packing_Name(format.packing());
@@ -231,38 +157,14 @@ absl::Status ValidateKvmixWord(const QuantFormat& format) {
 }
 
 absl::Status ValidateFormat(const QuantFormat& format, int head_dim) {
-  if (format.quantizer() != kName)
-    return absl::InvalidArgumentError(
-        absl::StrCat("quantizer is \"", format.quantizer(), "\" but must be \"",
-                     kName, "\""));
-  KVMIX_RETURN_IF_ERROR(
-      ValidateIsInRange(head_dim, 8, kMaxHeadDim, "head_dim"));
-  if (head_dim % 8 != 0)
-    return absl::InvalidArgumentError(
-        absl::StrCat("head_dim is ", head_dim, " but must be a multiple of 8"));
-  if (format.bits() < 1 || format.bits() > 8)
-    return absl::InvalidArgumentError(
-        absl::StrCat("bits is ", format.bits(),
-                     " but must be in [1, 8], or 16 for no quantization"));
-  KVMIX_RETURN_IF_ERROR(
-      ValidateIsInRange(format.group_size(), 1, kMaxGroupSize, "group_size"));
-  if (format.axis() != QuantFormat::PER_CHANNEL &&
-      format.axis() != QuantFormat::PER_TOKEN)
-    return absl::InvalidArgumentError(
-        absl::StrCat("axis is ", static_cast<int>(format.axis()),
-                     " but must be PER_CHANNEL or PER_TOKEN"));
   if (!QuantFormat::Packing_IsValid(format.packing()))
     return absl::InvalidArgumentError(absl::StrCat(
         "packing is ", static_cast<int>(format.packing()),
         " but must be DENSE, KVMIX_3BIT_11 or KVMIX_3BIT_11_RESCALED"));
-  if (format.packing() != QuantFormat::DENSE)
-    KVMIX_RETURN_IF_ERROR(ValidateKvmixWord(format));
-  if (format.axis() == QuantFormat::PER_TOKEN &&
-      head_dim % format.group_size() != 0)
-    return absl::InvalidArgumentError(absl::StrCat(
-        "group_size is ", format.group_size(), " but must divide head_dim ",
-        head_dim, " (PER_TOKEN); use ", DivisorsFrom8(head_dim)));
-  return absl::OkStatus();
+  KVMIX_RETURN_IF_ERROR(
+      ValidateGroupFormat(format, kName, /*min_bits=*/1, 8, head_dim));
+  return format.packing() == QuantFormat::DENSE ? absl::OkStatus()
+                                                : ValidateKvmixWord(format);
 }
 
 class GroupAffine final : public Quantizer {

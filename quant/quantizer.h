@@ -26,7 +26,10 @@ struct BlockBytes {
   int64_t codes = 0;
   int64_t scales = 0;
   int64_t zeros = 0;
-  int64_t total() const { return codes + scales + zeros; }
+  // What else the codes need to be read: codebooks, outliers, low-rank factors,
+  // lists of channels.
+  int64_t side_data = 0;
+  int64_t total() const { return codes + scales + zeros + side_data; }
 };
 
 // Packs tokens of one KV head, of one side. D = head_dim. A block has room for
@@ -56,7 +59,7 @@ class BlockCodec {
   // attention decodes a block before it reads it.
   virtual const LaneBlock* lane_block() const { return nullptr; }
   virtual const ElevenBlock* eleven_block() const { return nullptr; }
-  // Bits an element takes, scales and zero points included.
+  // Bits an element takes, all bytes of the block included.
   double effective_bits(int head_dim) const {
     return 8.0 * bytes().total() /
            (static_cast<double>(block_tokens()) * head_dim);

@@ -113,6 +113,39 @@ __device__ __forceinline__ void LdMatrixX4(unsigned (&r)[4], const void* row) {
 #endif
 }
 
+// An 8x8 matrix of 16-bit elements, transposed within the warp: lane l holds
+// elements 2(l%4) and 2(l%4) + 1 of row l/4.
+__device__ __forceinline__ unsigned MovMatrix(unsigned v) {
+#ifdef __CUDA_ARCH__
+  unsigned d;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0,%1;"
+               : "=r"(d)
+               : "r"(v));
+  return d;
+#elif !defined(__CUDACC__)
+  struct Arg {
+    unsigned in, out;
+  } mine{v, 0};
+  ::emu::WarpCollective(
+      ~0u, "movmatrix", &mine,
+      [](void** args, unsigned) {
+        auto at = [&](int row, int column) {
+          const unsigned pair =
+              static_cast<Arg*>(args[row * 4 + column / 2])->in;
+          return pair >> (16 * (column % 2)) & 0xffff;
+        };
+        for (int lane = 0; lane < 32; ++lane) {
+          const int i = lane / 4, j = lane % 4 * 2;
+          static_cast<Arg*>(args[lane])->out = at(j, i) | at(j + 1, i) << 16;
+        }
+      },
+      __builtin_FILE(), __builtin_LINE());
+  return mine.out;
+#else
+  return v;  // nvcc's host pass
+#endif
+}
+
 // Copies 16 bytes from global to shared memory, some time before the matching
 // CpAsyncWait returns (the emulator: exactly then).
 __device__ __forceinline__ void CpAsync16(void* shared, const void* global) {

@@ -5,9 +5,10 @@ kvmix_cuda_test      a GoogleTest over kernels: `name_fast`, `name_asan`, `name_
                      there is no device
 cuda_linked          what a program links, nvcc's code and the real libraries or the emulator: --define=cuda=emulated
 
-Host code that calls kernels is a kvmix_library that depends on `name`, their headers; one that calls the run-time library or
-cuBLAS depends on @cuda//:cudart or //third_party/cuda:cublas. Who makes a test or a program chooses kernels and emulator or
-device, once. Kernels and emulator are linked whole and come before the real libraries, which then have nothing left to define.
+Host code that calls kernels, the run-time library or cuBLAS is a kvmix_library that depends on headers: `name` of the kernels,
+@cuda//:headers. Who makes a test or a program chooses what all of it is linked with, once: `name_gpu` brings the real libraries,
+`name_fast` the emulator. Kernels and emulator are linked whole, so the order of archives does not matter. (A host library may
+name @cuda//:cudart: the linker sees it last, when the emulator has left nothing to define.)
 
 Without a toolkit these macros make nothing; lists go through when_cuda().
 """
@@ -119,7 +120,7 @@ def kvmix_cuda_kernels(name, srcs, hdrs, deps = [], kernels = [], **kw):
         )
         native.cc_import(name = name + "_import", static_library = "lib%s_gpu.a" % name, alwayslink = True)
         kernel_deps["gpu"] = kernel_deps["gpu"] + [name + "_import"]
-    native.cc_library(name = name + "_gpu", deps = [name, "@cuda//:cudart"] + kernel_deps["gpu"], **kw)
+    native.cc_library(name = name + "_gpu", deps = [name, "@cuda//:cudart", "//third_party/cuda:cublas"] + kernel_deps["gpu"], **kw)
     for variant, v in VARIANTS.items():
         native.cc_library(
             name = _variant(name, variant),

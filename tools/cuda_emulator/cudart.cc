@@ -447,6 +447,9 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute,
   cudaDeviceProp p;
   cudaGetDeviceProperties(&p, device);
   switch (attribute) {
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = p.major;
+      return cudaSuccess;
     case cudaDevAttrMultiProcessorCount:
       *value = p.multiProcessorCount;
       return cudaSuccess;

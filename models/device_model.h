@@ -1,0 +1,93 @@
+// DeviceModel: the model of transformer.h on a device with memory of its own.
+//
+// It differs from Transformer where memory decides: all sequences of a batch
+// lie in one cache of one plan, with room for a number of tokens that is fixed
+// when it is made. This header needs no CUDA; a build without a toolkit has it
+// too.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "attention/kv_cache.h"
+#include "attention/memory_ledger.h"
+#include "kvmix/base/thread_pool.h"
+#include "kvmix/cache_plan.pb.h"
+#include "kvmix/recency/recency_policy.h"
+#include "models/model_config.h"
+#include "models/transformer.h"
+#include "models/weight_source.h"
+
+namespace kvmix {
+
+struct DeviceModelOptions {
+  // kFloat32 or kBFloat16: weights, and the inputs of products; sums are in
+  // float.
+  ComputeType compute = ComputeType::kFloat32;
+  // Replay a decode step as one graph.
+  bool use_graphs = true;
+};
+
+struct SequencesOptions {
+  int num_sequences = 1;
+  int64_t max_tokens = 0;        // of each sequence
+  int64_t max_chunk_tokens = 1;  // of all sequences in one pass
+};
+
+// The cached tokens of a batch of sequences. It must not outlive its model.
+class DeviceSequences {
+ public:
+  virtual ~DeviceSequences() = default;
+  virtual int64_t num_tokens(int sequence) const = 0;
+  // Device bytes by cause; total() is what was allocated.
+  virtual MemoryLedger ledger() const = 0;
+  // What computes decode attention over this cache, for records.
+  virtual std::string AttentionKernels() const = 0;
+  virtual void Reset(int sequence) = 0;
+};
+
+struct DeviceChunk {
+  int sequence = 0;
+  absl::Span<const int32_t> tokens;  // at least one
+  WantLogits logits = WantLogits::kAll;
+};
+
+// One thread at a time.
+class DeviceModel {
+ public:
+  virtual ~DeviceModel() = default;
+  virtual const ModelConfig& config() const = 0;
+  virtual int64_t weight_bytes() const = 0;  // on the device
+  // "NVIDIA H100 80GB HBM3, 79 GiB, sm_90"
+  virtual std::string device() const = 0;
+
+  // The bytes that NewSequences would allocate.
+  virtual absl::StatusOr<int64_t> SequencesBytes(
+      const CachePlan& plan, const RecencyPolicy& recency,
+      const SequencesOptions& options) const = 0;
+  // Errors: Unimplemented for a format that no kernel reads; ResourceExhausted,
+  // with the bytes, if the device has no room.
+  virtual absl::StatusOr<std::unique_ptr<DeviceSequences>> NewSequences(
+      const CachePlan& plan, std::shared_ptr<const RecencyPolicy> recency,
+      const SequencesOptions& options) = 0;
+
+  // Transformer::Forward over sequences of one cache; chunk i of `batch` is
+  // chunk i to `consume`. Every sequence at most once.
+  virtual absl::Status Forward(DeviceSequences& sequences,
+                               absl::Span<const DeviceChunk> batch,
+                               const LogitsConsumer& consume) = 0;
+};
+
+// On the first CUDA device. Weights become `compute` numbers as they are read;
+// `threads` decode them. Errors: Unimplemented in a build without CUDA,
+// FailedPrecondition without a device, ResourceExhausted for weights that do
+// not fit.
+absl::StatusOr<std::unique_ptr<DeviceModel>> LoadCudaModel(
+    const ModelConfig& config, const WeightSource& weights,
+    const DeviceModelOptions& options, ThreadPool& threads);
+
+}  // namespace kvmix

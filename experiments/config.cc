@@ -29,6 +29,27 @@ absl::Status ValidateEnum(bool is_valid, int value, const char* field) {
       absl::StrCat(field, " is ", value, ", which has no meaning"));
 }
 
+absl::Status ValidateDevice(const ModelSource& model) {
+  KVMIX_RETURN_IF_ERROR(
+      ValidateEnum(ModelSource::Device_IsValid(model.device()), model.device(),
+                   "model.device"));
+  if (model.device() == ModelSource::CUDA) {
+    if (model.attention_arithmetic() != AttentionConfig::FLOAT) {
+      return absl::InvalidArgumentError(
+          "model.attention_arithmetic is INT8, which is the CPU's alone; with "
+          "model.device CUDA it must be FLOAT");
+    }
+    if (!model.has_check_against() || model.check_against() == ModelSource::CPU)
+      return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        "model.check_against must be CPU, or not be set");
+  }
+  if (!model.has_check_against()) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      "model.check_against is set but model.device is CPU, which is what other "
+      "devices are checked against; set model.device to CUDA, or remove it");
+}
+
 absl::Status ValidateModel(const ModelSource& model) {
   if (model.path().empty()) {
     return absl::InvalidArgumentError(
@@ -38,9 +59,10 @@ absl::Status ValidateModel(const ModelSource& model) {
   KVMIX_RETURN_IF_ERROR(
       ValidateEnum(ModelSource::Compute_IsValid(model.compute()),
                    model.compute(), "model.compute"));
-  return ValidateEnum(
+  KVMIX_RETURN_IF_ERROR(ValidateEnum(
       AttentionConfig::Arithmetic_IsValid(model.attention_arithmetic()),
-      model.attention_arithmetic(), "model.attention_arithmetic");
+      model.attention_arithmetic(), "model.attention_arithmetic"));
+  return ValidateDevice(model);
 }
 
 // A name becomes a part of a path.

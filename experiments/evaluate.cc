@@ -118,9 +118,8 @@ LedgerSideRecord SideRecord(const LedgerSide& side, int head_dim) {
   return record;
 }
 
-Ledger LedgerRecord(const KvCache& cache, int64_t num_tokens) {
-  const MemoryLedger bill = cache.ledger();
-  const CacheShape& shape = cache.shape();
+Ledger LedgerRecord(const MemoryLedger& bill, const CacheShape& shape,
+                    int64_t num_tokens) {
   Ledger record;
   *record.mutable_key() = SideRecord(bill.key, shape.head_dim);
   *record.mutable_value() = SideRecord(bill.value, shape.head_dim);
@@ -148,14 +147,6 @@ absl::StatusOr<RunnableMethod> FullPrecision(const CacheShape& shape) {
     layer.mutable_value()->set_bits(16);
   }
   return method;
-}
-
-absl::StatusOr<std::unique_ptr<KvCache>> MakeCache(
-    const Transformer& model, const RunnableMethod& method) {
-  absl::StatusOr<std::unique_ptr<KvCache>> cache = KvCache::Create(
-      model.cache_shape(), method.plan, method.recency, method.eviction);
-  if (cache.ok()) return cache;
-  return AddContext(cache.status(), absl::StrCat("method ", method.name));
 }
 
 std::string AttentionKernels(const KvCache& cache,
@@ -199,7 +190,7 @@ std::string ModeText(const Evaluation& evaluation) {
 }
 
 absl::StatusOr<WindowRecord> EvaluateWindow(
-    Transformer& model, absl::Span<const RunnableMethod> methods,
+    const WhereToRun& where, absl::Span<const RunnableMethod> methods,
     const Window& window, const Evaluation& evaluation, ThreadPool& threads,
     const std::atomic<bool>* stop) {
   WindowRecord record;
@@ -210,39 +201,35 @@ absl::StatusOr<WindowRecord> EvaluateWindow(
     answer->set_begin(static_cast<int>(span.begin) - 1);
     answer->set_count(static_cast<int>(span.count));
   }
-  std::vector<std::unique_ptr<KvCache>> caches;
-  for (const RunnableMethod& method : methods) {
-    KVMIX_ASSIGN_OR_RETURN(std::unique_ptr<KvCache> cache,
-                           MakeCache(model, method));
-    caches.push_back(std::move(cache));
-    record.add_method();
-  }
+  for (size_t m = 0; m < methods.size(); ++m) record.add_method();
   const int64_t num_tokens = static_cast<int64_t>(window.tokens.size());
+  const std::vector<int64_t> lengths =
+      ChunkLengths(evaluation, num_tokens, window.prompt_tokens);
+  KVMIX_ASSIGN_OR_RETURN(
+      const std::unique_ptr<MethodCaches> caches,
+      MakeMethodCaches(where, methods,
+                       {.max_tokens = num_tokens,
+                        .max_chunk_tokens = *std::max_element(lengths.begin(),
+                                                              lengths.end())}));
   int64_t first = 0;
-  for (int64_t length :
-       ChunkLengths(evaluation, num_tokens, window.prompt_tokens)) {
+  for (int64_t length : lengths) {
     if (stop != nullptr && *stop) return absl::CancelledError("interrupted");
-    std::vector<Chunk> batch;
-    for (const auto& cache : caches) {
-      batch.push_back(
-          {.tokens = absl::MakeConstSpan(window.tokens).subspan(first, length),
-           .cache = cache.get(),
-           .logits = WantLogits::kAll});
-    }
-    ChunkScorer scorer(window, first, length, model.config().vocab_size,
+    ChunkScorer scorer(window, first, length, where.cpu->config().vocab_size,
                        threads, record);
-    KVMIX_RETURN_IF_ERROR(
-        model.Forward(batch, [&](int chunk, int64_t first_token,
-                                 int64_t num_rows, const float* logits) {
+    KVMIX_RETURN_IF_ERROR(caches->Forward(
+        absl::MakeConstSpan(window.tokens).subspan(first, length),
+        WantLogits::kAll,
+        [&](int method, int64_t first_token, int64_t num_rows,
+            const float* logits) {
           return AddContext(
-              scorer.Consume(chunk, first_token, num_rows, logits),
-              absl::StrCat("method ", methods[chunk].name));
+              scorer.Consume(method, first_token, num_rows, logits),
+              absl::StrCat("method ", methods[method].name));
         }));
     first += length;
   }
-  for (size_t m = 0; m < methods.size(); ++m) {
-    *record.mutable_method(static_cast<int>(m))->mutable_ledger() =
-        LedgerRecord(*caches[m], num_tokens);
+  for (int m = 0; m < static_cast<int>(methods.size()); ++m) {
+    *record.mutable_method(m)->mutable_ledger() =
+        LedgerRecord(caches->ledger(m), where.cpu->cache_shape(), num_tokens);
   }
   return record;
 }

@@ -14,29 +14,17 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "experiments/experiment.pb.h"
+#include "experiments/method_caches.h"
 #include "experiments/record.pb.h"
+#include "experiments/runnable_method.h"
 #include "experiments/windows.h"
 #include "kvmix/base/thread_pool.h"
-#include "kvmix/cache_plan.pb.h"
-#include "kvmix/eviction/eviction_policy.h"
-#include "kvmix/recency/recency_policy.h"
 #include "models/transformer.h"
 
 namespace kvmix {
 
-// A method that is ready to run: what a cache is made of.
-struct RunnableMethod {
-  std::string name;
-  CachePlan plan;
-  std::shared_ptr<const RecencyPolicy> recency;
-  std::shared_ptr<const EvictionPolicy> eviction;
-};
-
 // Half precision for every layer: what all else is compared with.
 absl::StatusOr<RunnableMethod> FullPrecision(const CacheShape& shape);
-
-absl::StatusOr<std::unique_ptr<KvCache>> MakeCache(
-    const Transformer& model, const RunnableMethod& method);
 
 // What computes decode attention over this cache, as PackedKernelName says, or
 // "half" for what is not packed; several, if layers or keys and values differ:
@@ -56,7 +44,7 @@ std::string ModeText(const Evaluation& evaluation);
 // methods[0] is full precision. Errors: those of Transformer::Forward, logits
 // that are not finite; Cancelled when *stop becomes true, between two chunks.
 absl::StatusOr<WindowRecord> EvaluateWindow(
-    Transformer& model, absl::Span<const RunnableMethod> methods,
+    const WhereToRun& where, absl::Span<const RunnableMethod> methods,
     const Window& window, const Evaluation& evaluation, ThreadPool& threads,
     const std::atomic<bool>* stop = nullptr);
 

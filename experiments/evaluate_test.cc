@@ -46,7 +46,7 @@ class EvaluateTest : public ::testing::Test {
   WindowRecord Evaluate(const Evaluation& evaluation, int num_threads = 2) {
     ThreadPool threads(num_threads);
     absl::StatusOr<WindowRecord> record = EvaluateWindow(
-        *model_.transformer, methods_, window_, evaluation, threads);
+        {.cpu = model_.transformer.get()}, methods_, window_, evaluation, threads);
     EXPECT_OK(record.status());
     return record.ok() ? *record : WindowRecord();
   }
@@ -144,7 +144,7 @@ TEST_F(EvaluateTest, TwoBitsDiverge) {
 TEST_F(EvaluateTest, StopsBetweenChunks) {
   const std::atomic<bool> stop = true;
   ThreadPool threads(1);
-  EXPECT_THAT(EvaluateWindow(*model_.transformer, methods_, window_,
+  EXPECT_THAT(EvaluateWindow({.cpu = model_.transformer.get()}, methods_, window_,
                              Chunked(32), threads, &stop),
               StatusIs(absl::StatusCode::kCancelled, HasSubstr("interrupted")));
 }

@@ -121,6 +121,14 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, int threads) {
   KVMIX_ASSIGN_OR_RETURN(model.transformer,
                          Transformer::Load(files.config, *files.weights,
                                            RuntimeOptionsOf(source, threads)));
+  if (source.device() == ModelSource::CUDA) {
+    KVMIX_ASSIGN_OR_RETURN(
+        model.device,
+        LoadCudaModel(files.config, *files.weights,
+                      {.compute = ComputeTypeOf(source.compute())},
+                      model.transformer->threads()));
+    model.check_against_cpu = source.has_check_against();
+  }
   return model;
 }
 

@@ -6,6 +6,7 @@
 
 #include "absl/status/statusor.h"
 #include "experiments/experiment.pb.h"
+#include "experiments/method_caches.h"
 #include "models/tokenizer/tokenizer.h"
 #include "models/transformer.h"
 
@@ -15,9 +16,16 @@ struct LoadedModel {
   std::string path;         // resolved
   std::string fingerprint;  // of the files' contents
   std::unique_ptr<Transformer> transformer;
+  std::unique_ptr<DeviceModel> device;  // null: the CPU runs everything
+  bool check_against_cpu = false;
   std::unique_ptr<Tokenizer> tokenizer;
 
   int64_t max_position() const { return transformer->config().max_position; }
+  WhereToRun where_to_run() const {
+    return {.cpu = transformer.get(),
+            .device = device.get(),
+            .check_against_cpu = check_against_cpu};
+  }
 };
 
 AttentionArithmetic ArithmeticOf(AttentionConfig::Arithmetic arithmetic);

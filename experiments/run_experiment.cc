@@ -86,6 +86,23 @@ absl::Status WritePlans(const ExperimentConfig& config,
   return absl::OkStatus();
 }
 
+// What computes decode attention over a method's cache. Errors: a cache that
+// cannot be made.
+absl::StatusOr<std::string> KernelsOf(const ModelSource& source,
+                                      const LoadedModel& model,
+                                      const RunnableMethod& method) {
+  KVMIX_ASSIGN_OR_RETURN(const std::unique_ptr<KvCache> cache,
+                         MakeCache(*model.transformer, method));
+  if (model.device == nullptr)
+    return AttentionKernels(*cache,
+                            ArithmeticOf(source.attention_arithmetic()));
+  absl::StatusOr<std::unique_ptr<DeviceSequences>> sequences =
+      model.device->NewSequences(method.plan, method.recency,
+                                 {.max_tokens = 1});
+  if (sequences.ok()) return (*sequences)->AttentionKernels();
+  return AddContext(sequences.status(), absl::StrCat("method ", method.name));
+}
+
 // Everything of the record that is known before quality is measured.
 absl::StatusOr<RunRecord> StartRecord(const ExperimentConfig& config,
                                       const LoadedModel& model,
@@ -101,8 +118,11 @@ absl::StatusOr<RunRecord> StartRecord(const ExperimentConfig& config,
   shape.set_num_layers(model_config.num_layers);
   shape.set_num_kv_heads(model_config.num_kv_heads);
   shape.set_head_dim(model_config.head_dim);
-  shape.set_weight_bytes(model.transformer->weight_bytes());
+  shape.set_weight_bytes(model.device != nullptr
+                             ? model.device->weight_bytes()
+                             : model.transformer->weight_bytes());
   shape.set_compute(ModelSource::Compute_Name(config.model().compute()));
+  shape.set_device(ModelSource::Device_Name(config.model().device()));
   shape.set_attention_arithmetic(
       AttentionConfig::Arithmetic_Name(config.model().attention_arithmetic()));
   for (size_t m = 0; m < prepared.methods.size(); ++m) {
@@ -111,10 +131,8 @@ absl::StatusOr<RunRecord> StartRecord(const ExperimentConfig& config,
     row.set_name(method.name);
     row.set_profile(prepared.profile_of[m]);
     *row.mutable_plan() = method.plan;
-    KVMIX_ASSIGN_OR_RETURN(const std::unique_ptr<KvCache> cache,
-                           MakeCache(*model.transformer, method));
-    row.set_attention_kernels(AttentionKernels(
-        *cache, ArithmeticOf(config.model().attention_arithmetic())));
+    KVMIX_ASSIGN_OR_RETURN(*row.mutable_attention_kernels(),
+                           KernelsOf(config.model(), model, method));
     KVMIX_ASSIGN_OR_RETURN(const PlanBits bits,
                            BitsOfPlan(method.plan, model_config.head_dim));
     row.set_key_nominal_bits(bits.key.nominal);
@@ -230,7 +248,15 @@ absl::StatusOr<PreparedMethods> PrepareMethods(const ExperimentConfig& config,
                         absl::StrCat("method ", method.name()));
     }
     // What the cache refuses should be said before the first window runs.
-    KVMIX_RETURN_IF_ERROR(MakeCache(*model.transformer, *runnable).status());
+    KVMIX_RETURN_IF_ERROR(KernelsOf(config.model(), model, *runnable).status());
+    if (model.device != nullptr &&
+        method.eviction_policy().name() != "keep_all") {
+      return absl::UnimplementedError(absl::StrCat(
+          "method ", method.name(), ": eviction_policy ",
+          method.eviction_policy().name(),
+          " is not there on device CUDA, which keeps all tokens; choose "
+          "keep_all, or device CPU"));
+    }
     prepared.methods.push_back(*std::move(runnable));
     prepared.profile_of.push_back(key);
   }
@@ -265,7 +291,7 @@ absl::StatusOr<ExperimentResult> RunExperiment(const ExperimentConfig& config,
   if (!config.speed().skip()) {
     KVMIX_ASSIGN_OR_RETURN(
         const std::vector<MethodSpeed> speeds,
-        MeasureSpeed(*model.transformer, prepared.methods, config.speed(),
+        MeasureSpeed(model.where_to_run(), prepared.methods, config.speed(),
                      datasets[0][0].tokens, stop));
     result.timings.mutable_speed()->Assign(speeds.begin(), speeds.end());
   }

@@ -1,8 +1,12 @@
 #include "experiments/speed.h"
 
+#include <algorithm>
+#include <memory>
+
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "experiments/spread.h"
-#include "experiments/timed_passes.h"
 #include "kvmix/base/progress_bar.h"
 #include "kvmix/base/status_macros.h"
 
@@ -14,18 +18,43 @@ struct Rates {
   std::vector<double> decode;
 };
 
+// Seconds of a pass; its most likely successor becomes `next`.
+absl::StatusOr<double> TimePass(MethodCaches& caches,
+                                absl::Span<const int32_t> tokens,
+                                int64_t vocab_size, int32_t& next) {
+  const absl::Time start = absl::Now();
+  KVMIX_RETURN_IF_ERROR(caches.Forward(
+      tokens, WantLogits::kLast,
+      [&](int, int64_t, int64_t, const float* logits) {
+        next = static_cast<int32_t>(
+            std::max_element(logits, logits + vocab_size) - logits);
+        return absl::OkStatus();
+      }));
+  return absl::ToDoubleSeconds(absl::Now() - start);
+}
+
 // One round of one method.
-absl::Status MeasureOnce(Transformer& model, const RunnableMethod& method,
+absl::Status MeasureOnce(const WhereToRun& where, const RunnableMethod& method,
                          const std::vector<int32_t>& prompt, int decode_tokens,
                          Rates& rates) {
-  CacheBatch caches(1);
-  KVMIX_ASSIGN_OR_RETURN(caches[0], MakeCache(model, method));
-  std::vector<int32_t> next;
+  const int64_t size = static_cast<int64_t>(prompt.size());
+  KVMIX_ASSIGN_OR_RETURN(
+      const std::unique_ptr<MethodCaches> caches,
+      MakeMethodCaches(
+          {.cpu = where.cpu, .device = where.device}, {method},
+          {.max_tokens = size + decode_tokens, .max_chunk_tokens = size}));
+  const int64_t vocab_size = where.cpu->config().vocab_size;
+  int32_t next = 0;
   KVMIX_ASSIGN_OR_RETURN(const double prefill,
-                         TimePrefill(model, caches, prompt, next));
-  KVMIX_ASSIGN_OR_RETURN(const double decode,
-                         TimeDecode(model, caches, decode_tokens, next));
-  rates.prefill.push_back(prompt.size() / prefill);
+                         TimePass(*caches, prompt, vocab_size, next));
+  double decode = 0;
+  for (int step = 0; step < decode_tokens; ++step) {
+    const int32_t token = next;
+    KVMIX_ASSIGN_OR_RETURN(const double seconds,
+                           TimePass(*caches, {&token, 1}, vocab_size, next));
+    decode += seconds;
+  }
+  rates.prefill.push_back(size / prefill);
   rates.decode.push_back(decode_tokens / decode);
   return absl::OkStatus();
 }
@@ -48,15 +77,16 @@ MethodSpeed Summarize(const std::string& method, const Rates& rates) {
 }  // namespace
 
 absl::StatusOr<std::vector<MethodSpeed>> MeasureSpeed(
-    Transformer& model, absl::Span<const RunnableMethod> methods,
+    const WhereToRun& where, absl::Span<const RunnableMethod> methods,
     const Speed& speed, absl::Span<const int32_t> text,
     const std::atomic<bool>* stop) {
   if (speed.prompt_tokens() + speed.decode_tokens() >
-      model.config().max_position) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "speed.prompt_tokens ", speed.prompt_tokens(),
-        " and speed.decode_tokens ", speed.decode_tokens(),
-        " do not fit in the model's context of ", model.config().max_position));
+      where.cpu->config().max_position) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("speed.prompt_tokens ", speed.prompt_tokens(),
+                     " and speed.decode_tokens ", speed.decode_tokens(),
+                     " do not fit in the model's context of ",
+                     where.cpu->config().max_position));
   }
   std::vector<int32_t> prompt(speed.prompt_tokens());
   for (size_t i = 0; i < prompt.size(); ++i) prompt[i] = text[i % text.size()];
@@ -67,7 +97,7 @@ absl::StatusOr<std::vector<MethodSpeed>> MeasureSpeed(
   for (int round = 0; round < speed.rounds(); ++round) {
     for (size_t m = 0; m < methods.size(); ++m) {
       if (stop != nullptr && *stop) return absl::CancelledError("interrupted");
-      KVMIX_RETURN_IF_ERROR(MeasureOnce(model, methods[m], prompt,
+      KVMIX_RETURN_IF_ERROR(MeasureOnce(where, methods[m], prompt,
                                         speed.decode_tokens(), rates[m]));
       bar.Advance();
     }

@@ -15,14 +15,13 @@
 #include "experiments/evaluate.h"
 #include "experiments/experiment.pb.h"
 #include "experiments/record.pb.h"
-#include "models/transformer.h"
 
 namespace kvmix {
 
 // The prompt is `text`, repeated to the asked length. Errors: prompt and decode
 // tokens that the model's context does not hold.
 absl::StatusOr<std::vector<MethodSpeed>> MeasureSpeed(
-    Transformer& model, absl::Span<const RunnableMethod> methods,
+    const WhereToRun& where, absl::Span<const RunnableMethod> methods,
     const Speed& speed, absl::Span<const int32_t> text,
     const std::atomic<bool>* stop = nullptr);
 

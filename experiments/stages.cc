@@ -148,7 +148,7 @@ absl::StatusOr<std::vector<WindowRecord>> Evaluate(
   for (size_t i = 0; i < request.windows.size(); ++i) {
     if (!ReadWindow(request, i, records[i])) {
       absl::StatusOr<WindowRecord> record = EvaluateWindow(
-          *model.transformer, request.methods, request.windows[i],
+          model.where_to_run(), request.methods, request.windows[i],
           request.evaluation, threads, request.stop);
       if (!record.ok()) {
         return AddContext(record.status(),

@@ -528,9 +528,7 @@ absl::Status CudaModel::Forward(DeviceSequences& sequences,
   return own.cache->CheckNumbers(stream_);
 }
 
-}  // namespace
-
-absl::StatusOr<std::unique_ptr<DeviceModel>> LoadCudaModel(
+absl::StatusOr<std::unique_ptr<DeviceModel>> Load(
     const ModelConfig& config, const WeightSource& weights,
     const DeviceModelOptions& options, ThreadPool& threads) {
   KVMIX_RETURN_IF_ERROR(Validate(config));
@@ -558,4 +556,7 @@ absl::StatusOr<std::unique_ptr<DeviceModel>> LoadCudaModel(
   return model;
 }
 
+const bool kRegistered = SetCudaModelLoader(Load);
+
+}  // namespace
 }  // namespace kvmix

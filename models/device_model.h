@@ -2,8 +2,9 @@
 //
 // It differs from Transformer where memory decides: all sequences of a batch
 // lie in one cache of one plan, with room for a number of tokens that is fixed
-// when it is made. This header needs no CUDA; a build without a toolkit has it
-// too.
+// when it is made. Nothing here needs CUDA: a program that links
+// //models:cuda_model can load a model onto a CUDA device, any other says that
+// it cannot.
 #pragma once
 
 #include <cstdint>
@@ -83,11 +84,17 @@ class DeviceModel {
 };
 
 // On the first CUDA device. Weights become `compute` numbers as they are read;
-// `threads` decode them. Errors: Unimplemented in a build without CUDA,
+// `threads` decode them. Errors: Unimplemented in a program without CUDA,
 // FailedPrecondition without a device, ResourceExhausted for weights that do
 // not fit.
 absl::StatusOr<std::unique_ptr<DeviceModel>> LoadCudaModel(
     const ModelConfig& config, const WeightSource& weights,
     const DeviceModelOptions& options, ThreadPool& threads);
+
+// What LoadCudaModel calls; given once, by cuda_model.cc as it is linked.
+using DeviceModelLoader = absl::StatusOr<std::unique_ptr<DeviceModel>> (*)(
+    const ModelConfig&, const WeightSource&, const DeviceModelOptions&,
+    ThreadPool&);
+bool SetCudaModelLoader(DeviceModelLoader loader);
 
 }  // namespace kvmix

@@ -406,11 +406,17 @@ absl::StatusOr<ProfileBenchRow> MeasureProfile(Transformer& model,
         "importance_estimator \"", name,
         "\" looks at no prompt, so that there is nothing to measure"));
   }
+  if (estimator->NeedsFormats()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "importance_estimator \"", name,
+        "\" measures formats; kvmix compare_estimators says what it costs"));
+  }
   KVMIX_RETURN_IF_ERROR(estimator->Start(
       {.num_layers = model.config().num_layers, .seed = kSeed}));
   KVMIX_ASSIGN_OR_RETURN(
       const Observation seen,
-      ObservePrompts(model, prompts, *estimator, /*time_forward=*/true, stop));
+      ObservePrompts(model, prompts, *estimator,
+                     {.time_forward = true, .stop = stop}));
   ProfileBenchRow row;
   row.estimator = name;
   row.threads = model.threads().num_threads();

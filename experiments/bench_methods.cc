@@ -181,7 +181,7 @@ absl::StatusOr<RunnableMethod> MakeBenchMethod(absl::string_view name,
     KVMIX_ASSIGN_OR_RETURN(const Method method, FindMethod(name));
     KVMIX_ASSIGN_OR_RETURN(const ImportanceProfile profile,
                            RandomProfile(shape));
-    runnable = Allocate(method, profile, shape, /*seed=*/1);
+    runnable = Allocate(method, profile, shape, Evaluation(), /*seed=*/1);
   }
   if (!runnable.ok()) return AddContext(runnable.status(), name);
   runnable->name = std::string(name);

@@ -33,6 +33,8 @@ absl::Status BenchCommand(absl::Span<const std::string> args,
                           const std::atomic<bool>& stop);
 absl::Status InspectCommand(absl::Span<const std::string> args,
                             const std::atomic<bool>& stop);
+absl::Status CompareEstimatorsCommand(absl::Span<const std::string> args,
+                                      const std::atomic<bool>& stop);
 absl::Status ListCommand(absl::Span<const std::string> args,
                          const std::atomic<bool>& stop);
 

@@ -151,6 +151,9 @@ absl::Status ResolveEvaluation(Evaluation& evaluation) {
 absl::Status ResolveProfile(ProfileConfig& profile) {
   if (profile.num_prompts() == 0) profile.set_num_prompts(30);
   if (profile.prompt_tokens() == 0) profile.set_prompt_tokens(1024);
+  if (profile.trial_chunk_tokens() == 0) profile.set_trial_chunk_tokens(32);
+  KVMIX_RETURN_IF_ERROR(ValidateIsInRange(
+      profile.trial_chunk_tokens(), 1, 1 << 20, "profile.trial_chunk_tokens"));
   KVMIX_RETURN_IF_ERROR(ValidateIsInRange(profile.num_prompts(), 1, 1 << 20,
                                           "profile.num_prompts"));
   KVMIX_RETURN_IF_ERROR(ValidateIsInRange(profile.prompt_tokens(), 2, 1 << 24,
@@ -188,6 +191,33 @@ absl::Status ReadPlan(Method& method) {
   return absl::OkStatus();
 }
 
+absl::Status CheckCandidates(const Method& method) {
+  for (int i = 0; i < method.candidate_size(); ++i) {
+    const Candidate& candidate = method.candidate(i);
+    const std::string field = absl::StrCat("candidate[", i, "]");
+    KVMIX_RETURN_IF_ERROR(
+        ValidateIsInRange(candidate.bits(), 1, 16, field + ".bits"));
+    KVMIX_RETURN_IF_ERROR(
+        ValidateEnum(Candidate::Sides_IsValid(candidate.sides()),
+                     candidate.sides(), "candidate.sides"));
+    if (!candidate.has_quantizer()) continue;
+    KVMIX_RETURN_IF_ERROR(AddContext(
+        CheckComponent<Quantizer>(candidate.quantizer(), "quantizer"), field));
+  }
+  return absl::OkStatus();
+}
+
+// Budget and candidates of a method whose parts look at them; of any other the
+// common ones are no business.
+absl::Status ResolveBudget(const ExperimentConfig& config, bool keeps_budget,
+                           bool needs_formats, Method& method) {
+  if (keeps_budget && !method.has_budget() && config.has_budget())
+    *method.mutable_budget() = config.budget();
+  if ((keeps_budget || needs_formats) && method.candidate().empty())
+    *method.mutable_candidate() = config.candidate();
+  return CheckCandidates(method);
+}
+
 absl::Status ResolveMethod(const ExperimentConfig& config, Method& method) {
   KVMIX_RETURN_IF_ERROR(ReadPlan(method));
   if (!method.has_quantizer()) *method.mutable_quantizer() = config.quantizer();
@@ -216,12 +246,17 @@ absl::Status ResolveMethod(const ExperimentConfig& config, Method& method) {
                              method.bit_allocator(), "bit_allocator"));
   if (!allocator->NeedsProfile()) {
     method.clear_importance_estimator();
-    return absl::OkStatus();
+    return ResolveBudget(config, allocator->KeepsBudget(),
+                         /*needs_formats=*/false, method);
   }
   if (!method.has_importance_estimator())
     *method.mutable_importance_estimator() = config.importance_estimator();
-  return CheckComponent<ImportanceEstimator>(method.importance_estimator(),
-                                             "importance_estimator");
+  KVMIX_ASSIGN_OR_RETURN(
+      const std::unique_ptr<ImportanceEstimator> estimator,
+      Registry<ImportanceEstimator>::Get().Make(method.importance_estimator(),
+                                                "importance_estimator"));
+  return ResolveBudget(config, allocator->KeepsBudget(),
+                       estimator->NeedsFormats(), method);
 }
 
 absl::Status ResolveMethods(ExperimentConfig& config) {
@@ -318,6 +353,8 @@ std::string ConfigText(const ExperimentConfig& config) {
   results.clear_quantizer();
   results.clear_recency_policy();
   results.clear_eviction_policy();
+  results.clear_budget();
+  results.clear_candidate();
   return PrintTextProto(results);
 }
 

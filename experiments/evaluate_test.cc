@@ -38,8 +38,9 @@ class EvaluateTest : public ::testing::Test {
            recency_policy { name: "pivotal_context" }
            eviction_policy { name: "keep_all" })",
         "test", method));
-    ASSERT_OK_AND_ASSIGN(const RunnableMethod two_bit,
-                         Allocate(method, ImportanceProfile(), shape, 1));
+    ASSERT_OK_AND_ASSIGN(
+        const RunnableMethod two_bit,
+        Allocate(method, ImportanceProfile(), shape, Evaluation(), 1));
     methods_ = {full, two_bit};
   }
 

@@ -61,7 +61,7 @@ absl::StatusOr<std::string> TensorText(const WeightSource& weights, bool all) {
 ImportanceProfile FlatProfile(int num_layers) {
   ImportanceProfile profile;
   profile.set_estimator("uniform");
-  profile.set_unit(ImportanceProfile::RANK_ONLY);
+  profile.set_unit(ImportanceProfile::NATS);
   for (int i = 0; i < num_layers; ++i) {
     profile.add_layer()->set_key(1);
     profile.mutable_layer(i)->set_value(1);
@@ -80,9 +80,9 @@ absl::StatusOr<Table> SavingsTable(const ExperimentConfig& config,
                   "bytes/token",    "MiB at context", "compression",
                   "tokens in 1 GiB"};
   for (const Method& method : config.method()) {
-    KVMIX_ASSIGN_OR_RETURN(
-        const RunnableMethod runnable,
-        Allocate(method, FlatProfile(model.num_layers), shape, config.seed()));
+    KVMIX_ASSIGN_OR_RETURN(const RunnableMethod runnable,
+                           Allocate(method, FlatProfile(model.num_layers),
+                                    shape, config.evaluation(), config.seed()));
     KVMIX_ASSIGN_OR_RETURN(const PlanBits bits,
                            BitsOfPlan(runnable.plan, model.head_dim));
     const double bytes =

@@ -31,6 +31,8 @@ std::vector<int> Ranks(const ImportanceProfile& profile, bool key) {
   return ranks;
 }
 
+}  // namespace
+
 std::string FormatText(const QuantFormat& format) {
   if (format.bits() == 16) return "16 bits";
   std::string axis = QuantFormat::Axis_Name(format.axis());
@@ -43,8 +45,6 @@ std::string FormatText(const QuantFormat& format) {
   absl::AsciiStrToLower(&packing);
   return absl::StrCat(text, ", ", packing);
 }
-
-}  // namespace
 
 Table ProfileTable(const ImportanceProfile& profile) {
   Table table;

@@ -1,6 +1,8 @@
 #include "experiments/observe_prompts.h"
 
+#include <algorithm>
 #include <memory>
+#include <numeric>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -32,7 +34,7 @@ absl::StatusOr<double> TimeForward(Transformer& model,
 }
 
 // The loss.
-absl::StatusOr<double> ObservePrompt(Transformer& model,
+absl::StatusOr<double> ObserveTraces(Transformer& model,
                                      const std::vector<int32_t>& tokens,
                                      int index,
                                      ImportanceEstimator& estimator) {
@@ -44,27 +46,93 @@ absl::StatusOr<double> ObservePrompt(Transformer& model,
   });
 }
 
+double Mean(const google::protobuf::RepeatedField<double>& x) {
+  return std::accumulate(x.begin(), x.end(), 0.0) /
+         std::max<double>(1, x.size());
+}
+
+// Plans that pass the model together.
+constexpr size_t kTrialBatch = 16;
+
+// Full precision's loss.
+absl::StatusOr<double> ObserveTrials(Transformer& model,
+                                     const std::vector<int32_t>& tokens,
+                                     int index, ImportanceEstimator& estimator,
+                                     const ObserveOptions& options) {
+  const std::vector<CachePlan> plans = estimator.TrialPlans();
+  Window window;
+  window.tokens = tokens;
+  Evaluation evaluation;
+  evaluation.set_mode(Evaluation::CHUNKED);
+  evaluation.set_chunk_tokens(options.trial_chunk_tokens);
+  ThreadPool threads(model.threads().num_threads());  // of the scores
+  double loss = 0;
+  for (size_t first = 0; first < plans.size(); first += kTrialBatch) {
+    KVMIX_ASSIGN_OR_RETURN(RunnableMethod full,
+                           FullPrecision(model.cache_shape()));
+    std::vector<RunnableMethod> methods = {full};
+    const size_t end = std::min(plans.size(), first + kTrialBatch);
+    for (size_t i = first; i < end; ++i) {
+      methods.push_back(full);
+      methods.back().name = absl::StrCat("trial plan ", i);
+      methods.back().plan = plans[i];
+    }
+    KVMIX_ASSIGN_OR_RETURN(const WindowRecord record,
+                           EvaluateWindow({.cpu = &model}, methods, window,
+                                          evaluation, threads, options.stop));
+    loss = Mean(record.method(0).nll());
+    for (size_t i = first; i < end; ++i) {
+      const WindowMethod& trial =
+          record.method(static_cast<int>(i - first) + 1);
+      KVMIX_RETURN_IF_ERROR(estimator.ObserveTrial(
+          {.plan = static_cast<int>(i),
+           .prompt = index,
+           .num_tokens = static_cast<int64_t>(tokens.size()),
+           .loss_difference = Mean(trial.nll()) - loss,
+           .kl_divergence = Mean(trial.kl())}));
+    }
+  }
+  return loss;
+}
+
+absl::StatusOr<double> ObservePrompt(Transformer& model,
+                                     const std::vector<int32_t>& tokens,
+                                     int index, ImportanceEstimator& estimator,
+                                     const ObserveOptions& options) {
+  double loss = 0;
+  if (estimator.NeedsTrials()) {
+    KVMIX_ASSIGN_OR_RETURN(
+        loss, ObserveTrials(model, tokens, index, estimator, options));
+  }
+  if (!estimator.RequiredSignals().empty()) {
+    KVMIX_ASSIGN_OR_RETURN(loss,
+                           ObserveTraces(model, tokens, index, estimator));
+  }
+  return loss;
+}
+
 }  // namespace
 
 absl::StatusOr<Observation> ObservePrompts(Transformer& model,
                                            const Prompts& prompts,
                                            ImportanceEstimator& estimator,
-                                           bool time_forward,
-                                           const std::atomic<bool>* stop) {
+                                           const ObserveOptions& options) {
   ProgressBar bar("profile", static_cast<int64_t>(prompts.size()), "prompts");
   Observation seen;
   for (size_t i = 0; i < prompts.size(); ++i) {
-    if (stop != nullptr && *stop) return absl::CancelledError("interrupted");
-    if (time_forward) {
+    if (options.stop != nullptr && *options.stop)
+      return absl::CancelledError("interrupted");
+    if (options.time_forward) {
       KVMIX_ASSIGN_OR_RETURN(const double seconds,
                              TimeForward(model, prompts[i]));
       seen.forward_seconds.push_back(seconds);
     }
     const absl::Time start = absl::Now();
+    const int index = options.first_prompt + static_cast<int>(i);
     absl::StatusOr<double> loss =
-        ObservePrompt(model, prompts[i], static_cast<int>(i), estimator);
+        ObservePrompt(model, prompts[i], index, estimator, options);
     if (!loss.ok())
-      return AddContext(loss.status(), absl::StrCat("prompt ", i));
+      return AddContext(loss.status(), absl::StrCat("prompt ", index));
     seen.profile_seconds.push_back(SecondsSince(start));
     seen.mean_loss += *loss / static_cast<double>(prompts.size());
     bar.Advance();

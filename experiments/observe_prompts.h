@@ -24,10 +24,21 @@ struct Observation {
   std::vector<double> forward_seconds;
 };
 
-// All layers of all prompts. Errors: those of TraceLayers; Cancelled when *stop
-// becomes true.
-absl::StatusOr<Observation> ObservePrompts(
-    Transformer& model, const Prompts& prompts, ImportanceEstimator& estimator,
-    bool time_forward, const std::atomic<bool>* stop = nullptr);
+struct ObserveOptions {
+  bool time_forward = false;
+  // Trial plans see prompts in chunks of so many tokens, each over the
+  // compressed cache of all earlier ones, with no window beyond blocks that are
+  // not full.
+  int trial_chunk_tokens = 32;
+  int first_prompt = 0;  // number of the first prompt
+  const std::atomic<bool>* stop = nullptr;
+};
+
+// All layers of all prompts, and all trial plans. Errors: those of TraceLayers
+// and EvaluateWindow; Cancelled when *stop becomes true.
+absl::StatusOr<Observation> ObservePrompts(Transformer& model,
+                                           const Prompts& prompts,
+                                           ImportanceEstimator& estimator,
+                                           const ObserveOptions& options);
 
 }  // namespace kvmix

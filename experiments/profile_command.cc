@@ -55,18 +55,28 @@ absl::Status ProfileCommand(absl::Span<const std::string> args,
   KVMIX_ASSIGN_OR_RETURN(LoadedModel model,
                          LoadModel(config.model(), config.threads()));
   const std::string folder = ResolvePath(config.output()) + "/profiles";
+  Method method;
+  *method.mutable_importance_estimator() = config.importance_estimator();
+  *method.mutable_quantizer() = config.quantizer();
+  *method.mutable_candidate() = config.candidate();
+  KVMIX_ASSIGN_OR_RETURN(
+      const FormatChoices formats,
+      FormatsToProfile(method, model.transformer->config().head_dim));
   KVMIX_ASSIGN_OR_RETURN(
       const StoredProfile stored,
-      Profile(model, {.estimator = config.importance_estimator(),
-                      .prompts =
-                          [&] {
-                            return LoadPrompts(config, *model.tokenizer,
-                                               model.max_position());
-                          },
-                      .seed = config.seed(),
-                      .folder = folder,
-                      .time_forward = true,
-                      .stop = &stop}));
+      Profile(model,
+              {.estimator = config.importance_estimator(),
+               .formats = formats,
+               .trial_chunk_tokens = config.profile().trial_chunk_tokens(),
+               .prompts =
+                   [&] {
+                     return LoadPrompts(config, *model.tokenizer,
+                                        model.max_position());
+                   },
+               .seed = config.seed(),
+               .folder = folder,
+               .time_forward = true,
+               .stop = &stop}));
   std::cout << ProfileTable(stored.profile()).Aligned() << "\n"
             << Summary(stored) << folder << "/" << stored.key()
             << ".textproto\n";

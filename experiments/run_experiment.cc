@@ -215,19 +215,29 @@ absl::StatusOr<PreparedMethods> PrepareMethods(const ExperimentConfig& config,
                                                const std::atomic<bool>* stop) {
   const std::string folder = ResolvePath(config.output()) + "/profiles";
   PreparedMethods prepared;
-  std::map<std::string, size_t> known;  // an estimator's text -> its profile
+  std::map<std::string, size_t> known;  // estimator and formats -> profile
   for (const Method& method : config.method()) {
     KVMIX_ASSIGN_OR_RETURN(const bool needs_profile, NeedsProfile(method));
     ImportanceProfile scores;
     std::string key;
     if (needs_profile) {
       const Component& estimator = method.importance_estimator();
-      const auto [at, is_new] =
-          known.emplace(PrintTextProto(estimator), prepared.profiles.size());
+      absl::StatusOr<FormatChoices> formats =
+          FormatsToProfile(method, model.transformer->config().head_dim);
+      if (!formats.ok()) {
+        return AddContext(formats.status(),
+                          absl::StrCat("method ", method.name()));
+      }
+      const auto [at, is_new] = known.emplace(
+          absl::StrCat(PrintTextProto(estimator), PrintTextProto(*formats)),
+          prepared.profiles.size());
       if (is_new) {
         KVMIX_ASSIGN_OR_RETURN(
             StoredProfile profile,
             Profile(model, {.estimator = estimator,
+                            .formats = *formats,
+                            .trial_chunk_tokens =
+                                config.profile().trial_chunk_tokens(),
                             .prompts =
                                 [&] {
                                   return LoadPrompts(config, *model.tokenizer,
@@ -241,8 +251,9 @@ absl::StatusOr<PreparedMethods> PrepareMethods(const ExperimentConfig& config,
       scores = prepared.profiles[at->second].profile();
       key = prepared.profiles[at->second].key();
     }
-    absl::StatusOr<RunnableMethod> runnable = Allocate(
-        method, scores, model.transformer->cache_shape(), config.seed());
+    absl::StatusOr<RunnableMethod> runnable =
+        Allocate(method, scores, model.transformer->cache_shape(),
+                 config.evaluation(), config.seed());
     if (!runnable.ok()) {
       return AddContext(runnable.status(),
                         absl::StrCat("method ", method.name()));

@@ -19,9 +19,10 @@ namespace kvmix {
 namespace {
 
 std::string ProfileKey(const StoredProfile& profile) {
-  return Fingerprint(absl::StrCat(profile.model(), "\n", profile.prompts(),
-                                  "\n", profile.estimator(), "\n",
-                                  profile.seed()));
+  return Fingerprint(absl::StrCat(
+      profile.model(), "\n", profile.prompts(), "\n", profile.estimator(), "\n",
+      profile.seed(), "\n", PrintTextProto(profile.formats()), "\n",
+      profile.trial_chunk_tokens()));
 }
 
 double Sum(const std::vector<double>& values) {
@@ -63,7 +64,7 @@ absl::StatusOr<StoredProfile> Profile(LoadedModel& model,
   KVMIX_ASSIGN_OR_RETURN(const std::unique_ptr<ImportanceEstimator> estimator,
                          Registry<ImportanceEstimator>::Get().Make(
                              request.estimator, "importance_estimator"));
-  const bool needs_model = !estimator->RequiredSignals().empty();
+  const bool needs_model = estimator->NeedsModel();
   Prompts prompts;
   if (needs_model) {
     KVMIX_ASSIGN_OR_RETURN(prompts, request.prompts());
@@ -73,6 +74,9 @@ absl::StatusOr<StoredProfile> Profile(LoadedModel& model,
   stored.set_prompts(FingerprintOf(prompts));
   stored.set_estimator(PrintTextProto(request.estimator));
   stored.set_seed(request.seed);
+  if (estimator->NeedsFormats()) *stored.mutable_formats() = request.formats;
+  if (estimator->NeedsTrials())
+    stored.set_trial_chunk_tokens(request.trial_chunk_tokens);
   stored.set_key(ProfileKey(stored));
   const std::string path =
       absl::StrCat(request.folder, "/", stored.key(), ".textproto");
@@ -83,14 +87,19 @@ absl::StatusOr<StoredProfile> Profile(LoadedModel& model,
     on_disk.clear_forward_seconds();
     return on_disk;
   }
-  KVMIX_RETURN_IF_ERROR(
-      estimator->Start({.num_layers = model.transformer->config().num_layers,
-                        .seed = request.seed}));
+  const ModelConfig& config = model.transformer->config();
+  KVMIX_RETURN_IF_ERROR(estimator->Start(
+      {.num_layers = config.num_layers,
+       .seed = request.seed,
+       .head_dim = config.head_dim,
+       .formats = estimator->NeedsFormats() ? &request.formats : nullptr}));
   if (needs_model) {
     KVMIX_ASSIGN_OR_RETURN(
         const Observation seen,
         ObservePrompts(*model.transformer, prompts, *estimator,
-                       request.time_forward, request.stop));
+                       {.time_forward = request.time_forward,
+                        .trial_chunk_tokens = request.trial_chunk_tokens,
+                        .stop = request.stop}));
     stored.set_mean_loss(seen.mean_loss);
     stored.set_seconds(Sum(seen.profile_seconds));
     stored.set_forward_seconds(Sum(seen.forward_seconds));
@@ -109,9 +118,44 @@ absl::StatusOr<bool> NeedsProfile(const Method& method) {
   return allocator->NeedsProfile();
 }
 
+absl::StatusOr<FormatChoices> FormatsToProfile(const Method& method,
+                                               int head_dim) {
+  KVMIX_ASSIGN_OR_RETURN(
+      const std::unique_ptr<ImportanceEstimator> estimator,
+      Registry<ImportanceEstimator>::Get().Make(method.importance_estimator(),
+                                                "importance_estimator"));
+  if (!estimator->NeedsFormats()) return FormatChoices();
+  return OfferedFormats(method, head_dim);
+}
+
+absl::StatusOr<std::unique_ptr<BudgetedFormats>> FormatsUnderBudget(
+    const Method& method, const CacheShape& shape,
+    const Evaluation& evaluation) {
+  if (!method.has_budget()) return nullptr;
+  auto formats = std::make_unique<BudgetedFormats>();
+  KVMIX_ASSIGN_OR_RETURN(formats->choices,
+                         OfferedFormats(method, shape.head_dim));
+  const int64_t context = method.budget().context_length();
+  if (context > 0) {
+    KVMIX_ASSIGN_OR_RETURN(std::shared_ptr<const RecencyPolicy> recency,
+                           Registry<RecencyPolicy>::Get().Make(
+                               method.recency_policy(), "recency_policy"));
+    formats->costs = std::make_unique<MeasuredCosts>(
+        shape, ChunkLengths(evaluation, context, /*prompt_tokens=*/context),
+        std::move(recency));
+  } else {
+    formats->costs = std::make_unique<BlockCosts>(shape.head_dim);
+  }
+  KVMIX_ASSIGN_OR_RETURN(
+      formats->budget_bytes,
+      BudgetBytes(method.budget(), shape.num_layers, *formats->costs));
+  return formats;
+}
+
 absl::StatusOr<RunnableMethod> Allocate(const Method& method,
                                         const ImportanceProfile& profile,
                                         const CacheShape& shape,
+                                        const Evaluation& evaluation,
                                         uint64_t seed) {
   RunnableMethod runnable;
   runnable.name = method.name();
@@ -124,19 +168,33 @@ absl::StatusOr<RunnableMethod> Allocate(const Method& method,
   KVMIX_ASSIGN_OR_RETURN(runnable.eviction,
                          Registry<EvictionPolicy>::Get().Make(
                              method.eviction_policy(), "eviction_policy"));
+  KVMIX_ASSIGN_OR_RETURN(const std::unique_ptr<BudgetedFormats> formats,
+                         FormatsUnderBudget(method, shape, evaluation));
+  const auto within_budget = [&]() -> absl::StatusOr<RunnableMethod> {
+    if (formats != nullptr) {
+      KVMIX_RETURN_IF_ERROR(
+          CheckBudget(runnable.plan, formats->budget_bytes, *formats->costs));
+    }
+    return std::move(runnable);
+  };
   if (method.has_plan()) {
     runnable.plan = method.plan();
-    return runnable;
+    return within_budget();
   }
   KVMIX_ASSIGN_OR_RETURN(const std::unique_ptr<BitAllocator> allocator,
                          Registry<BitAllocator>::Get().Make(
                              method.bit_allocator(), "bit_allocator"));
-  const AllocationContext context = {.num_layers = shape.num_layers,
-                                     .head_dim = shape.head_dim,
-                                     .seed = seed,
-                                     .quantizer = quantizer.get()};
+  AllocationContext context = {.num_layers = shape.num_layers,
+                               .head_dim = shape.head_dim,
+                               .seed = seed,
+                               .quantizer = quantizer.get()};
+  if (formats != nullptr) {
+    context.choices = &formats->choices;
+    context.costs = formats->costs.get();
+    context.budget_bytes = formats->budget_bytes;
+  }
   KVMIX_ASSIGN_OR_RETURN(runnable.plan, allocator->Allocate(profile, context));
-  return runnable;
+  return within_budget();
 }
 
 absl::StatusOr<std::vector<WindowRecord>> Evaluate(

@@ -12,6 +12,7 @@
 
 #include <atomic>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,7 @@
 #include "experiments/experiment.pb.h"
 #include "experiments/loaded_model.h"
 #include "experiments/observe_prompts.h"
+#include "experiments/offered_formats.h"
 #include "experiments/record.pb.h"
 #include "experiments/windows.h"
 
@@ -31,6 +33,10 @@ namespace kvmix {
 // the prompts, the estimator and the seed; StoredProfile::key names just that.
 struct ProfileRequest {
   Component estimator;
+  // Of the estimators that look at formats; see OfferedFormats.
+  FormatChoices formats;
+  // Of those that try plans (ProfileConfig::trial_chunk_tokens).
+  int trial_chunk_tokens = 32;
   // Called only if the estimator needs the model.
   std::function<absl::StatusOr<Prompts>()> prompts;
   uint64_t seed = 0;
@@ -46,12 +52,31 @@ absl::StatusOr<StoredProfile> Profile(LoadedModel& model,
                                       const ProfileRequest& request);
 
 // Turns a profile into a plan and makes the method's policies. `profile` may be
-// empty for a method that needs none; see NeedsProfile.
+// empty for a method that needs none; see NeedsProfile. Costs of a budget with
+// a context_length are measured on caches filled as `evaluation` says. Errors:
+// a plan above the method's budget.
 absl::StatusOr<RunnableMethod> Allocate(const Method& method,
                                         const ImportanceProfile& profile,
-                                        const CacheShape& shape, uint64_t seed);
+                                        const CacheShape& shape,
+                                        const Evaluation& evaluation,
+                                        uint64_t seed);
 
 absl::StatusOr<bool> NeedsProfile(const Method& method);
+
+// The profile's key depends on the formats; empty if it does not look at any.
+absl::StatusOr<FormatChoices> FormatsToProfile(const Method& method,
+                                               int head_dim);
+
+// What a plan of the method costs under its budget; null if it has none.
+// Allocate and plan tables ask it.
+struct BudgetedFormats {
+  FormatChoices choices;
+  std::unique_ptr<LayerCosts> costs;
+  int64_t budget_bytes = 0;
+};
+absl::StatusOr<std::unique_ptr<BudgetedFormats>> FormatsUnderBudget(
+    const Method& method, const CacheShape& shape,
+    const Evaluation& evaluation);
 
 // Windows that are done are kept in `folder` and not run again, as long as they
 // carry the same fingerprint; so an interrupted run goes on where it stopped.

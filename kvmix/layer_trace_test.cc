@@ -16,7 +16,9 @@ TEST(SignalSetTest, OnlyGradientsNeedABackwardPass) {
   EXPECT_TRUE(SignalSet().empty());
   EXPECT_FALSE(SignalSet().NeedsGradients());
   EXPECT_FALSE(
-      SignalSet({Signal::kKeyStates, Signal::kValueStates}).NeedsGradients());
+      SignalSet({Signal::kKeyStates, Signal::kValueStates, Signal::kQueryStates,
+                 Signal::kKeyProjection, Signal::kValueProjection})
+          .NeedsGradients());
   for (Signal gradient :
        {Signal::kKeyStateGradient, Signal::kValueStateGradient,
         Signal::kKeyProjectionGradient, Signal::kValueProjectionGradient}) {

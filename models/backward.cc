@@ -44,7 +44,8 @@ class Tracer {
         qkv_size_(q_size_ + 2 * kv_size_),
         inner_size_(config_.intermediate_size),
         attention_(config_, num_tokens_, threads_),
-        dprojection_(2 * kv_size_ * hidden_size_) {}
+        dprojection_(2 * kv_size_ * hidden_size_),
+        projections_(2 * kv_size_ * hidden_size_) {}
 
   absl::StatusOr<double> Run() {
     Start();
@@ -308,11 +309,23 @@ class Tracer {
     });
   }
 
+  // W_k and W_v, one below the other, as the layer computes with them.
+  void CopyProjections(int layer) {
+    const LinearLayer& qkv = *weights_.layers[layer].qkv;
+    for (int64_t row = 0; row < 2 * kv_size_; ++row)
+      qkv.CopyWeightRow(q_size_ + row, projections_.get() + row * hidden_size_);
+  }
+
   absl::Status Show(int layer) {
+    if (signals_.Has(Signal::kKeyProjection) ||
+        signals_.Has(Signal::kValueProjection))
+      CopyProjections(layer);
     LayerTrace trace;
     trace.prompt = options_.prompt;
     trace.layer = layer;
     trace.num_tokens = num_tokens_;
+    trace.num_heads = config_.num_heads;
+    trace.sliding_window = config_.sliding_window;
     trace.num_kv_heads = config_.num_kv_heads;
     trace.head_dim = config_.head_dim;
     trace.hidden_size = config_.hidden_size;
@@ -337,6 +350,12 @@ class Tracer {
         {Signal::kValueProjectionGradient,
          &LayerTrace::value_projection_gradient,
          dprojection_.get() + projection, projection},
+        {Signal::kQueryStates, &LayerTrace::query_states, queries_.get(),
+         num_tokens_ * q_size_},
+        {Signal::kKeyProjection, &LayerTrace::key_projection,
+         projections_.get(), projection},
+        {Signal::kValueProjection, &LayerTrace::value_projection,
+         projections_.get() + projection, projection},
     };
     for (const Field& field : fields) {
       if (!signals_.Has(field.signal)) continue;
@@ -387,6 +406,7 @@ class Tracer {
   AlignedBuffer activated_;                        // [tile, I]
   PanelMatrix normed_rows_;                        // [T, C]
   AlignedBuffer dprojection_;                      // [2 G D, C]
+  AlignedBuffer projections_;                      // [2 G D, C]
 };
 
 absl::Status ValidateTokens(const ModelConfig& config,

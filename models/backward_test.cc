@@ -25,10 +25,14 @@ const SignalSet kEverything = {Signal::kKeyStates,
                                Signal::kKeyStateGradient,
                                Signal::kValueStateGradient,
                                Signal::kKeyProjectionGradient,
-                               Signal::kValueProjectionGradient};
+                               Signal::kValueProjectionGradient,
+                               Signal::kQueryStates,
+                               Signal::kKeyProjection,
+                               Signal::kValueProjection};
 
 struct Recorded {
-  std::vector<float> keys, values, dkeys, dvalues, dkey_weights, dvalue_weights;
+  std::vector<float> keys, values, dkeys, dvalues, dkey_weights, dvalue_weights,
+      queries, key_weights, value_weights;
   bool operator==(const Recorded&) const = default;
 };
 
@@ -56,7 +60,11 @@ Result Trace(Transformer& model, const std::vector<int32_t>& tokens,
             copy(trace.key_state_gradient, states),
             copy(trace.value_state_gradient, states),
             copy(trace.key_projection_gradient, weights),
-            copy(trace.value_projection_gradient, weights)};
+            copy(trace.value_projection_gradient, weights),
+            copy(trace.query_states,
+                 trace.num_tokens * trace.num_heads * trace.head_dim),
+            copy(trace.key_projection, weights),
+            copy(trace.value_projection, weights)};
         return absl::OkStatus();
       });
   EXPECT_OK(loss.status());
@@ -193,6 +201,36 @@ TEST(BackwardTest, OnlyTheAskedSignalsAreShown) {
     expected.dvalue_weights = all.layers.at(layer).dvalue_weights;
     EXPECT_EQ(one.layers.at(layer), expected);
   }
+}
+
+// Of the first layer: queries are rotated like keys, so that where both have
+// the same weights they are the same.
+TEST(BackwardTest, QueriesAndProjectionsAreThoseOfTheModel) {
+  ModelConfig config = SmallConfig();
+  config.num_kv_heads = config.num_heads;
+  config.sliding_window = 30;
+  RandomWeights weights(config);
+  const std::string layer = "model.layers.0.self_attn.";
+  weights[layer + "q_proj.weight"] = weights[layer + "k_proj.weight"];
+  const auto model = Load(config, weights);
+  for (const bool gradients : {false, true}) {
+    SignalSet signals = {Signal::kKeyStates, Signal::kQueryStates,
+                         Signal::kKeyProjection, Signal::kValueProjection};
+    if (gradients) signals.Add({Signal::kValueStateGradient});
+    const Recorded first =
+        Trace(*model, RandomTokens(config, 50), {.signals = signals})
+            .layers.at(0);
+    EXPECT_FALSE(first.queries.empty());
+    EXPECT_EQ(first.queries, first.keys);
+    EXPECT_EQ(first.key_weights, weights[layer + "k_proj.weight"]);
+    EXPECT_EQ(first.value_weights, weights[layer + "v_proj.weight"]);
+  }
+  const auto shape = [&](const LayerTrace& trace) {
+    EXPECT_EQ(trace.num_heads, config.num_heads);
+    EXPECT_EQ(trace.sliding_window, 30);
+    return absl::OkStatus();
+  };
+  EXPECT_OK(TraceLayers(*model, RandomTokens(config, 8), {}, shape));
 }
 
 TEST(BackwardTest, LabelShiftTwoPredictsTheTokenAfterNext) {

@@ -20,6 +20,23 @@ using testing::StatusIs;
 constexpr int kNumLayers = 6;
 constexpr int kNumPrompts = 3;
 
+// Two formats for keys and values each, and full precision.
+FormatChoices Formats() {
+  FormatChoices formats;
+  for (int bits : {2, 4}) {
+    QuantFormat* format = formats.add_key();
+    format->set_quantizer("group_affine");
+    format->set_bits(bits);
+    format->set_group_size(4);
+    format->set_axis(QuantFormat::PER_CHANNEL);
+    *formats.add_value() = *format;
+    formats.mutable_value()->rbegin()->set_axis(QuantFormat::PER_TOKEN);
+  }
+  formats.add_key()->set_bits(16);
+  formats.add_value()->set_bits(16);
+  return formats;
+}
+
 // A LayerTrace with every signal, of random numbers whose scale depends on the
 // layer.
 struct RandomTrace {
@@ -27,23 +44,29 @@ struct RandomTrace {
     trace = {.prompt = prompt,
              .layer = layer,
              .num_tokens = 5,
+             .num_heads = 4,
              .num_kv_heads = 2,
-             .head_dim = 4,
+             .head_dim = 8,
              .hidden_size = 3};
     CounterRandom random(/*seed=*/1, /*stream=*/100 * prompt + layer);
     for (auto* data : {&key, &value, &key_gradient, &value_gradient}) {
-      for (int i = 0; i < 5 * 2 * 4; ++i)
+      for (int i = 0; i < 5 * 2 * 8; ++i)
         data->push_back(static_cast<float>((1 + layer) * random.Normal()));
     }
+    for (int i = 0; i < 5 * 4 * 8; ++i)
+      query.push_back(static_cast<float>(random.Normal()));
+    trace.query_states = query.data();
     trace.key_states = key.data();
     trace.value_states = value.data();
     trace.key_state_gradient = key_gradient.data();
     trace.value_state_gradient = value_gradient.data();
-    // [G * D, C] = [8, 3] is smaller than [T, G, D] = [5, 2, 4].
+    // [G * D, C] = [16, 3] is smaller than [T, G, D] = [5, 2, 8].
     trace.key_projection_gradient = key_gradient.data();
     trace.value_projection_gradient = value_gradient.data();
+    trace.key_projection = key.data();
+    trace.value_projection = value.data();
   }
-  std::vector<float> key, value, key_gradient, value_gradient;
+  std::vector<float> query, key, value, key_gradient, value_gradient;
   LayerTrace trace;
 };
 
@@ -59,18 +82,45 @@ class ImportanceEstimatorConformanceTest
     return made.ok() ? *std::move(made) : nullptr;
   }
 
+  static absl::Status Start(ImportanceEstimator& estimator, int num_layers,
+                            uint64_t seed, const FormatChoices& formats) {
+    return estimator.Start(
+        {.num_layers = num_layers,
+         .seed = seed,
+         .head_dim = 8,
+         .formats = estimator.NeedsFormats() ? &formats : nullptr});
+  }
+
+  // What the estimator asks for of one prompt.
+  static absl::Status Show(ImportanceEstimator& estimator, int prompt,
+                           const std::vector<int>& order) {
+    if (!estimator.RequiredSignals().empty()) {
+      for (int layer : order) {
+        RandomTrace random(prompt, layer);
+        KVMIX_RETURN_IF_ERROR(estimator.Observe(random.trace));
+      }
+    }
+    const int num_plans = static_cast<int>(estimator.TrialPlans().size());
+    for (int plan = 0; plan < num_plans; ++plan) {
+      CounterRandom random(/*seed=*/2, /*stream=*/1000 * prompt + plan);
+      KVMIX_RETURN_IF_ERROR(
+          estimator.ObserveTrial({.plan = plan,
+                                  .prompt = prompt,
+                                  .num_tokens = 5,
+                                  .loss_difference = random.Normal(),
+                                  .kl_divergence = random.Uniform()}));
+    }
+    return absl::OkStatus();
+  }
+
   // Shows kNumPrompts prompts, layers in the order given.
   static absl::StatusOr<ImportanceProfile> Profile(
       const std::vector<int>& order) {
     auto estimator = Make(GetParam());
-    KVMIX_RETURN_IF_ERROR(
-        estimator->Start({.num_layers = kNumLayers, .seed = 7}));
-    for (int prompt = 0; prompt < kNumPrompts; ++prompt) {
-      for (int layer : order) {
-        RandomTrace random(prompt, layer);
-        KVMIX_RETURN_IF_ERROR(estimator->Observe(random.trace));
-      }
-    }
+    const FormatChoices formats = Formats();
+    KVMIX_RETURN_IF_ERROR(Start(*estimator, kNumLayers, /*seed=*/7, formats));
+    for (int prompt = 0; prompt < kNumPrompts; ++prompt)
+      KVMIX_RETURN_IF_ERROR(Show(*estimator, prompt, order));
     return estimator->Finish();
   }
 };
@@ -88,6 +138,56 @@ TEST_P(ImportanceEstimatorConformanceTest,
       EXPECT_TRUE(std::isfinite(score));
       EXPECT_GE(score, 0);
     }
+  }
+}
+
+TEST_P(ImportanceEstimatorConformanceTest,
+       LossesAreThereIfFormatsWereAskedFor) {
+  const bool needs_formats = Make(GetParam())->NeedsFormats();
+  ASSERT_OK_AND_ASSIGN(const ImportanceProfile profile,
+                       Profile({0, 1, 2, 3, 4, 5}));
+  EXPECT_EQ(profile.has_formats(), needs_formats);
+  if (!needs_formats) return;
+  EXPECT_EQ(profile.formats().SerializeAsString(),
+            Formats().SerializeAsString());
+  for (const LayerImportance& layer : profile.layer()) {
+    for (const auto* losses : {&layer.key_loss(), &layer.value_loss()}) {
+      ASSERT_EQ(losses->size(), 3);
+      for (double loss : *losses) {
+        EXPECT_TRUE(std::isfinite(loss));
+        EXPECT_GE(loss, 0);
+      }
+      EXPECT_EQ(losses->Get(2), 0);  // full precision
+    }
+    EXPECT_EQ(layer.key(), layer.key_loss(0));
+    EXPECT_EQ(layer.value(), layer.value_loss(0));
+  }
+}
+
+TEST_P(ImportanceEstimatorConformanceTest, HeadsAreThereForAllOrForNone) {
+  ASSERT_OK_AND_ASSIGN(const ImportanceProfile profile,
+                       Profile({0, 1, 2, 3, 4, 5}));
+  for (const LayerImportance& layer : profile.layer()) {
+    EXPECT_EQ(layer.key_head_size(), profile.layer(0).key_head_size());
+    EXPECT_EQ(layer.value_head_size(), layer.key_head_size());
+    EXPECT_TRUE(layer.key_head_size() == 0 || layer.key_head_size() == 2);
+    for (const auto* heads : {&layer.key_head(), &layer.value_head()}) {
+      for (double head : *heads) {
+        EXPECT_TRUE(std::isfinite(head));
+        EXPECT_GE(head, 0);
+      }
+    }
+  }
+}
+
+TEST_P(ImportanceEstimatorConformanceTest, EveryPromptHasItsScores) {
+  const bool looks_at_prompts = Make(GetParam())->NeedsModel();
+  ASSERT_OK_AND_ASSIGN(const ImportanceProfile profile,
+                       Profile({0, 1, 2, 3, 4, 5}));
+  for (const LayerImportance& layer : profile.layer()) {
+    const int expected = looks_at_prompts ? kNumPrompts : 0;
+    EXPECT_EQ(layer.key_by_prompt_size(), expected);
+    EXPECT_EQ(layer.value_by_prompt_size(), expected);
   }
 }
 
@@ -113,16 +213,12 @@ TEST_P(ImportanceEstimatorConformanceTest, StartForgetsWhatWasObserved) {
   auto estimator = Make(GetParam());
   ASSERT_OK_AND_ASSIGN(const ImportanceProfile fresh,
                        Profile({0, 1, 2, 3, 4, 5}));
-  ASSERT_OK(estimator->Start({.num_layers = 9, .seed = 8}));
-  RandomTrace first(0, 8);
-  ASSERT_OK(estimator->Observe(first.trace));
-  ASSERT_OK(estimator->Start({.num_layers = kNumLayers, .seed = 7}));
-  for (int prompt = 0; prompt < kNumPrompts; ++prompt) {
-    for (int layer = 0; layer < kNumLayers; ++layer) {
-      RandomTrace random(prompt, layer);
-      ASSERT_OK(estimator->Observe(random.trace));
-    }
-  }
+  const FormatChoices formats = Formats();
+  ASSERT_OK(Start(*estimator, 9, /*seed=*/8, formats));
+  ASSERT_OK(Show(*estimator, /*prompt=*/0, {8}));
+  ASSERT_OK(Start(*estimator, kNumLayers, /*seed=*/7, formats));
+  for (int prompt = 0; prompt < kNumPrompts; ++prompt)
+    ASSERT_OK(Show(*estimator, prompt, {0, 1, 2, 3, 4, 5}));
   ASSERT_OK_AND_ASSIGN(const ImportanceProfile again, estimator->Finish());
   EXPECT_EQ(again.SerializeAsString(), fresh.SerializeAsString());
 }

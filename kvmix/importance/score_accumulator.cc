@@ -1,8 +1,11 @@
 #include "kvmix/importance/score_accumulator.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
+#include "kvmix/base/check.h"
+#include "kvmix/base/status_macros.h"
 
 namespace kvmix {
 
@@ -18,28 +21,58 @@ double ScoreAccumulator::Moments::StandardError(int64_t count) const {
   return std::sqrt(squares / (n - 1) / n);
 }
 
-absl::Status ScoreAccumulator::Add(const LayerTrace& trace, double key_score,
-                                   double value_score) {
-  for (const auto& [side, score] :
-       {std::pair{"key", key_score}, std::pair{"value", value_score}}) {
-    if (!std::isfinite(score) || score < 0) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("prompt ", trace.prompt, ", layer ", trace.layer, ": ",
-                       side, " score is ", score,
-                       " but must be finite and at least 0; the model's "
-                       "weights or gradients are not usable"));
-    }
+absl::Status ScoreAccumulator::Validate(int prompt, int layer, const char* side,
+                                        double score) const {
+  if (std::isfinite(score) && (score >= 0 || sign_ == Sign::kAny))
+    return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "prompt ", prompt, ", layer ", layer, ": ", side, " score is ", score,
+      " but must be finite", sign_ == Sign::kAny ? "" : " and at least 0",
+      "; the model's weights or gradients are not usable"));
+}
+
+absl::Status ScoreAccumulator::AddAll(int prompt, int layer, const char* side,
+                                      const std::vector<double>& scores,
+                                      int64_t count,
+                                      std::vector<Moments>& all) const {
+  KVMIX_CHECK(count == 1 || scores.size() == all.size());
+  all.resize(scores.size());
+  for (size_t i = 0; i < scores.size(); ++i) {
+    KVMIX_RETURN_IF_ERROR(Validate(prompt, layer, side, scores[i]));
+    all[i].Add(scores[i], count);
   }
-  Layer& layer = layers_[trace.layer];
-  ++layer.num_prompts;
-  layer.num_tokens += trace.num_tokens;
-  layer.key.Add(key_score, layer.num_prompts);
-  layer.value.Add(value_score, layer.num_prompts);
   return absl::OkStatus();
 }
 
+absl::Status ScoreAccumulator::Add(int prompt, int layer_index,
+                                   int64_t num_tokens,
+                                   const LayerScores& scores) {
+  KVMIX_RETURN_IF_ERROR(Validate(prompt, layer_index, "key", scores.key));
+  KVMIX_RETURN_IF_ERROR(Validate(prompt, layer_index, "value", scores.value));
+  Layer& layer = layers_[layer_index];
+  const int64_t count = ++layer.num_prompts;
+  layer.num_tokens += num_tokens;
+  layer.key_by_prompt.push_back(scores.key);
+  layer.value_by_prompt.push_back(scores.value);
+  layer.key.Add(scores.key, count);
+  layer.value.Add(scores.value, count);
+  KVMIX_RETURN_IF_ERROR(AddAll(prompt, layer_index, "key", scores.key_heads,
+                               count, layer.key_heads));
+  KVMIX_RETURN_IF_ERROR(AddAll(prompt, layer_index, "value", scores.value_heads,
+                               count, layer.value_heads));
+  KVMIX_RETURN_IF_ERROR(AddAll(prompt, layer_index, "key", scores.key_losses,
+                               count, layer.key_losses));
+  return AddAll(prompt, layer_index, "value", scores.value_losses, count,
+                layer.value_losses);
+}
+
+double ScoreAccumulator::Mean(const Moments& moments) const {
+  return sign_ == Sign::kAny ? std::max(moments.mean, 0.0) : moments.mean;
+}
+
 absl::StatusOr<ImportanceProfile> ScoreAccumulator::Profile(
-    const std::string& estimator, ImportanceProfile::Unit unit) const {
+    const std::string& estimator, ImportanceProfile::Unit unit,
+    const FormatChoices* formats) const {
   if (layers_.empty()) {
     return absl::FailedPreconditionError(
         "num_layers is 0: the model has no layer to profile");
@@ -59,11 +92,22 @@ absl::StatusOr<ImportanceProfile> ScoreAccumulator::Profile(
           "one"));
     }
     LayerImportance* importance = profile.add_layer();
-    importance->set_key(layer.key.mean);
-    importance->set_value(layer.value.mean);
+    importance->set_key(Mean(layer.key));
+    importance->set_value(Mean(layer.value));
     importance->set_key_stderr(layer.key.StandardError(layer.num_prompts));
     importance->set_value_stderr(layer.value.StandardError(layer.num_prompts));
+    importance->mutable_key_by_prompt()->Assign(layer.key_by_prompt.begin(),
+                                                layer.key_by_prompt.end());
+    importance->mutable_value_by_prompt()->Assign(layer.value_by_prompt.begin(),
+                                                  layer.value_by_prompt.end());
+    for (const Moments& m : layer.key_heads) importance->add_key_head(Mean(m));
+    for (const Moments& m : layer.value_heads)
+      importance->add_value_head(Mean(m));
+    for (const Moments& m : layer.key_losses) importance->add_key_loss(Mean(m));
+    for (const Moments& m : layer.value_losses)
+      importance->add_value_loss(Mean(m));
   }
+  if (formats != nullptr) *profile.mutable_formats() = *formats;
   return profile;
 }
 

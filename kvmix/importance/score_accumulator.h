@@ -1,5 +1,5 @@
-// ScoreAccumulator: mean and standard error over prompts of one score per
-// layer, for keys and values.
+// ScoreAccumulator: mean and standard error over prompts of the scores of every
+// layer.
 //
 // The part that estimators of the form "a number per prompt and layer,
 // averaged" share. Layers may come in any order and do not affect each other.
@@ -16,18 +16,39 @@
 
 namespace kvmix {
 
+// Of one layer on one prompt, keys and values apart. Heads and losses may be
+// left empty, but are as many on every prompt.
+struct LayerScores {
+  double key = 0;
+  double value = 0;
+  std::vector<double> key_heads = {}, value_heads = {};    // [G]
+  std::vector<double> key_losses = {}, value_losses = {};  // [formats]
+};
+
 class ScoreAccumulator {
  public:
-  explicit ScoreAccumulator(int num_layers = 0) : layers_(num_layers) {}
+  // kAny: scores may be negative on a prompt (differences of losses); means
+  // below 0 become 0 in the profile.
+  enum class Sign { kNonNegative, kAny };
+  explicit ScoreAccumulator(int num_layers = 0, Sign sign = Sign::kNonNegative)
+      : sign_(sign), layers_(num_layers) {}
 
   // Errors: a score that is not finite or is negative.
+  absl::Status Add(int prompt, int layer, int64_t num_tokens,
+                   const LayerScores& scores);
+  absl::Status Add(const LayerTrace& trace, const LayerScores& scores) {
+    return Add(trace.prompt, trace.layer, trace.num_tokens, scores);
+  }
   absl::Status Add(const LayerTrace& trace, double key_score,
-                   double value_score);
+                   double value_score) {
+    return Add(trace, {.key = key_score, .value = value_score});
+  }
 
-  // Errors: no layers, or a layer that has not seen as many prompts as the
-  // first.
-  absl::StatusOr<ImportanceProfile> Profile(const std::string& estimator,
-                                            ImportanceProfile::Unit unit) const;
+  // formats: those of the losses; null if there are none. Errors: no layers, or
+  // a layer that has not seen as many prompts as the first.
+  absl::StatusOr<ImportanceProfile> Profile(
+      const std::string& estimator, ImportanceProfile::Unit unit,
+      const FormatChoices* formats = nullptr) const;
 
  private:
   // Welford's running mean and sum of squared deviations.
@@ -42,7 +63,17 @@ class ScoreAccumulator {
     int64_t num_tokens = 0;
     Moments key;
     Moments value;
+    std::vector<double> key_by_prompt, value_by_prompt;
+    std::vector<Moments> key_heads, value_heads, key_losses, value_losses;
   };
+  absl::Status Validate(int prompt, int layer, const char* side,
+                        double score) const;
+  absl::Status AddAll(int prompt, int layer, const char* side,
+                      const std::vector<double>& scores, int64_t count,
+                      std::vector<Moments>& all) const;
+  double Mean(const Moments& moments) const;
+
+  Sign sign_;
   std::vector<Layer> layers_;
 };
 

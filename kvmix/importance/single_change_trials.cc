@@ -1,0 +1,105 @@
+#include "kvmix/importance/single_change_trials.h"
+
+#include "absl/strings/str_cat.h"
+#include "kvmix/base/status_macros.h"
+
+namespace kvmix {
+namespace {
+
+QuantFormat FullPrecision() {
+  QuantFormat format;
+  format.set_bits(16);
+  return format;
+}
+
+bool IsFullPrecision(const CachePlan& plan) {
+  for (const LayerPlan& layer : plan.layer()) {
+    if (layer.key().bits() != 16 || layer.value().bits() != 16) return false;
+  }
+  return true;
+}
+
+const google::protobuf::RepeatedPtrField<QuantFormat>& FormatsOf(
+    const FormatChoices& formats, Side side) {
+  return side == Side::kKey ? formats.key() : formats.value();
+}
+
+}  // namespace
+
+SingleChangeTrials::SingleChangeTrials(int num_layers,
+                                       const FormatChoices& formats, Base base,
+                                       Cost cost)
+    : formats_(formats), cost_(cost) {
+  for (int i = 0; i < num_layers; ++i) {
+    LayerPlan* layer = base_.add_layer();
+    const bool full = base == Base::kFullPrecision;
+    *layer->mutable_key() = full ? FullPrecision() : formats.key(0);
+    *layer->mutable_value() = full ? FullPrecision() : formats.value(0);
+  }
+  for (int i = 0; i < num_layers; ++i) {
+    for (const Side side : {Side::kKey, Side::kValue}) {
+      Change& change = changes_[{i, side}];
+      change.reference = AddPlan(Changed(i, side, FullPrecision()));
+      for (const QuantFormat& format : FormatsOf(formats_, side))
+        change.formats.push_back(AddPlan(Changed(i, side, format)));
+    }
+  }
+}
+
+CachePlan SingleChangeTrials::Changed(int layer, Side side,
+                                      const QuantFormat& format) const {
+  CachePlan plan = base_;
+  LayerPlan* changed = plan.mutable_layer(layer);
+  *(side == Side::kKey ? changed->mutable_key() : changed->mutable_value()) =
+      format;
+  return plan;
+}
+
+int SingleChangeTrials::AddPlan(const CachePlan& plan) {
+  if (IsFullPrecision(plan)) return kFullPrecisionPlan;
+  const auto [at, is_new] =
+      index_.emplace(plan.SerializeAsString(), static_cast<int>(plans_.size()));
+  if (is_new) plans_.push_back(plan);
+  return at->second;
+}
+
+absl::Status SingleChangeTrials::Observe(const TrialResult& result) {
+  Prompt& prompt = prompts_[result.prompt];
+  prompt.num_tokens = result.num_tokens;
+  prompt.costs[kFullPrecisionPlan] = 0;
+  prompt.costs[result.plan] = result.*cost_;
+  return absl::OkStatus();
+}
+
+std::vector<double> SingleChangeTrials::CostsOf(int layer, Side side,
+                                                const Prompt& prompt) const {
+  const Change& change = changes_.at({layer, side});
+  std::vector<double> costs;
+  for (int plan : change.formats) {
+    costs.push_back(prompt.costs.at(plan) - prompt.costs.at(change.reference));
+  }
+  return costs;
+}
+
+absl::StatusOr<ImportanceProfile> SingleChangeTrials::Profile(
+    const std::string& estimator) const {
+  ScoreAccumulator scores(base_.layer_size(), ScoreAccumulator::Sign::kAny);
+  for (const auto& [index, prompt] : prompts_) {
+    if (prompt.costs.size() != plans_.size() + 1) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "prompt ", index, " was seen under ", prompt.costs.size() - 1,
+          " trial plans of ", plans_.size(), "; it must be under all"));
+    }
+    for (int i = 0; i < base_.layer_size(); ++i) {
+      LayerScores layer;
+      layer.key_losses = CostsOf(i, Side::kKey, prompt);
+      layer.value_losses = CostsOf(i, Side::kValue, prompt);
+      layer.key = layer.key_losses[0];
+      layer.value = layer.value_losses[0];
+      KVMIX_RETURN_IF_ERROR(scores.Add(index, i, prompt.num_tokens, layer));
+    }
+  }
+  return scores.Profile(estimator, ImportanceProfile::NATS, &formats_);
+}
+
+}  // namespace kvmix

@@ -1,0 +1,62 @@
+// SingleChangeTrials: trial plans that differ from a common base in the keys or
+// the values of one layer, and what each change costs.
+//
+// For every layer, side and format f: the cost of the base with f there, minus
+// that of the base with full precision there.
+#pragma once
+
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kvmix/importance/importance_estimator.h"
+#include "kvmix/importance/score_accumulator.h"
+#include "quant/quantizer.h"
+
+namespace kvmix {
+
+class SingleChangeTrials {
+ public:
+  enum class Base {
+    kFullPrecision,  // one layer's keys or values are quantized
+    kFirstFormats,   // all are, to the first of the formats offered
+  };
+  // What of a result counts as cost.
+  using Cost = double TrialResult::*;
+
+  SingleChangeTrials() = default;
+  SingleChangeTrials(int num_layers, const FormatChoices& formats, Base base,
+                     Cost cost);
+
+  // Each plan once; none for full precision itself, which costs nothing.
+  const std::vector<CachePlan>& plans() const { return plans_; }
+  absl::Status Observe(const TrialResult& result);
+  // Errors: a prompt that has not been seen under every plan, or none at all.
+  absl::StatusOr<ImportanceProfile> Profile(const std::string& estimator) const;
+
+ private:
+  struct Prompt {
+    int64_t num_tokens = 0;
+    std::map<int, double> costs;  // by plan
+  };
+  static constexpr int kFullPrecisionPlan = -1;
+
+  int AddPlan(const CachePlan& plan);
+  CachePlan Changed(int layer, Side side, const QuantFormat& format) const;
+  std::vector<double> CostsOf(int layer, Side side, const Prompt& prompt) const;
+
+  FormatChoices formats_;
+  Cost cost_ = nullptr;
+  CachePlan base_;
+  std::vector<CachePlan> plans_;
+  std::map<std::string, int> index_;  // of plans_, by their bytes
+  struct Change {
+    int reference = 0;         // plan with full precision there
+    std::vector<int> formats;  // plan with each format there
+  };
+  std::map<std::pair<int, Side>, Change> changes_;
+  std::map<int, Prompt> prompts_;
+};
+
+}  // namespace kvmix

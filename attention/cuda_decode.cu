@@ -489,9 +489,14 @@ __device__ void CombineWarps(const CudaAttentionParams& params, void* shared,
   }
 }
 
+// Blocks of threads that a multiprocessor shall have room for.
+constexpr int ResidentBlocks(int units, int key_bits) {
+  return units == 2 ? 4 : key_bits != 0 ? 3 : 2;
+}
+
 // grid: splits, (KV head, 8 of its queries), items
 template <int kUnits, int kKeyBits, int kValueBits>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, ResidentBlocks(kUnits, kKeyBits))
     DecodeAttention(const __grid_constant__ CudaAttentionParams params) {
   KVMIX_DYNAMIC_SHARED(uint8_t, shared);
   const CudaLayer& layer = params.layer;

@@ -261,7 +261,7 @@ __device__ __forceinline__ void ScoreTile(SharedTile<kD> queries,
                                           SharedTile<kD> keys,
                                           float (&scores)[4][4]) {
   const int lane = threadIdx.x % 32, own = threadIdx.x / 32 * kWarpRows;
-#pragma unroll
+#pragma unroll 2  // more would not fit the registers
   for (int d = 0; d < kD; d += 16) {
     unsigned a[4];
     LoadMatrices<kD, false>(queries, own + lane % 16, d + lane / 16 * 8, a);
@@ -388,7 +388,7 @@ constexpr int SharedBytes() {
 
 // grid: splits, (block of rows, KV head), items
 template <int kD, int kWarps>
-__global__ void __launch_bounds__(32 * kWarps)
+__global__ void __launch_bounds__(32 * kWarps, kD == 256 ? 1 : 8 / kWarps)
     TiledAttention(const __grid_constant__ CudaAttentionParams params) {
   constexpr int kBlockRows = kWarps * kWarpRows;
   KVMIX_DYNAMIC_SHARED(__half, shared);

@@ -43,8 +43,7 @@ class MethodCaches {
 // Largest mean KL divergence, in nats, of a chunk's logits on the device from
 // those on the CPU that check_against takes for agreement. Where a key or a
 // value is rounded to another half, or to another code, logits differ by more
-// than rounding; of the methods of the quickstart the largest seen was
-// 0.0007, and a wrong kernel gives 0.1 and more.
+// than rounding.
 inline constexpr double kMaxDisagreement = 0.01;
 
 // Errors: those of KvCache::Create and DeviceModel::NewSequences, with the

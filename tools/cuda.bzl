@@ -155,7 +155,7 @@ def kvmix_cuda_test(name, srcs = None, kernels = [], deps = [], args = [], copts
             name = _variant(name, variant),
             srcs = srcs,
             copts = _COPTS + copts + v.copts,
-            args = args + v.args,
+            args = v.args + args,
             linkstatic = True,
             size = size,
             tags = _TAGS,

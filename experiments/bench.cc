@@ -110,7 +110,7 @@ absl::Status ValidateFitsContext(const BenchOptions& options,
 }
 
 template <typename Options>
-absl::StatusOr<std::unique_ptr<Transformer>> LoadTransformer(
+absl::StatusOr<std::unique_ptr<Transformer>> LoadUnpinned(
     const Options& options, int64_t num_threads) {
   const int threads = static_cast<int>(num_threads);
   if (options.shape.empty()) {
@@ -125,6 +125,15 @@ absl::StatusOr<std::unique_ptr<Transformer>> LoadTransformer(
                          MakeRandomWeights(config, stored, kSeed));
   return Transformer::Load(config, *weights,
                            RuntimeOptionsOf(options.model, threads));
+}
+
+template <typename Options>
+absl::StatusOr<std::unique_ptr<Transformer>> LoadTransformer(
+    const Options& options, int64_t num_threads) {
+  KVMIX_ASSIGN_OR_RETURN(std::unique_ptr<Transformer> transformer,
+                         LoadUnpinned(options, num_threads));
+  if (options.pin_threads) KVMIX_RETURN_IF_ERROR(transformer->threads().Pin());
+  return transformer;
 }
 
 std::vector<int32_t> RandomTokens(int64_t count, uint64_t stream,
@@ -228,6 +237,7 @@ class Bench {
     for (BenchBandwidth& read : bandwidth_) {
       KVMIX_RETURN_IF_ERROR(CheckStop());
       ThreadPool threads(read.threads);
+      if (options_.pin_threads) KVMIX_RETURN_IF_ERROR(threads.Pin());
       KVMIX_ASSIGN_OR_RETURN(const double bytes_per_second,
                              MeasureReadBandwidth(threads));
       read.bytes_per_second = std::max(read.bytes_per_second, bytes_per_second);
@@ -413,10 +423,9 @@ absl::StatusOr<ProfileBenchRow> MeasureProfile(Transformer& model,
   }
   KVMIX_RETURN_IF_ERROR(estimator->Start(
       {.num_layers = model.config().num_layers, .seed = kSeed}));
-  KVMIX_ASSIGN_OR_RETURN(
-      const Observation seen,
-      ObservePrompts(model, prompts, *estimator,
-                     {.time_forward = true, .stop = stop}));
+  KVMIX_ASSIGN_OR_RETURN(const Observation seen,
+                         ObservePrompts(model, prompts, *estimator,
+                                        {.time_forward = true, .stop = stop}));
   ProfileBenchRow row;
   row.estimator = name;
   row.threads = model.threads().num_threads();

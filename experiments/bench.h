@@ -34,6 +34,7 @@ struct BenchOptions {
   std::vector<int64_t> batches = {1};
   std::vector<int64_t> threads = {0};  // 0: one for each core
   int repeat = 5;
+  bool pin_threads = false;  // each to a CPU of its own
 };
 
 struct BenchRow {
@@ -86,6 +87,7 @@ struct ProfileBenchOptions {
   int prompts = 30;
   int prompt_tokens = 1024;
   std::vector<int64_t> threads = {0};
+  bool pin_threads = false;
 };
 
 // Sums over the prompts; the spread is of the prompts' own ratios.

@@ -67,6 +67,8 @@ void BenchFlags::AddTo(CommandLine& command_line) {
   command_line.Flag("depth", &depth, "tokens already in the cache");
   command_line.Flag("batch", &batch, "sequences at once");
   command_line.Flag("threads", &threads, "0: one for each core");
+  command_line.Flag("pin_threads", &generate.pin_threads,
+                    "keep every thread on a CPU of its own");
   command_line.Flag("prompt", &generate.prompt_tokens,
                     "tokens of a prefill; 0: do not measure it");
   command_line.Flag("generate", &generate.decode_tokens,
@@ -101,6 +103,7 @@ absl::Status BenchFlags::Resolve() {
   KVMIX_ASSIGN_OR_RETURN(generate.batches, Numbers("batch", batch));
   KVMIX_ASSIGN_OR_RETURN(generate.threads, Numbers("threads", threads));
   observe.threads = generate.threads;
+  observe.pin_threads = generate.pin_threads;
   return absl::OkStatus();
 }
 

@@ -1,7 +1,11 @@
 #include "kvmix/base/thread_pool.h"
 
+#include <pthread.h>
+#include <sched.h>
+
 #include <algorithm>
 
+#include "absl/strings/str_cat.h"
 #include "kvmix/base/check.h"
 
 namespace kvmix {
@@ -23,6 +27,28 @@ inline void Pause() {
 }
 
 constexpr uint64_t kLoop = uint64_t{1} << 32;
+
+// The process's own CPUs, before any thread was pinned.
+const std::vector<int>& AllowedCpus() {
+  static const std::vector<int> cpus = [] {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    std::vector<int> allowed;
+    if (sched_getaffinity(0, sizeof(set), &set) == 0) {
+      for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
+        if (CPU_ISSET(cpu, &set)) allowed.push_back(cpu);
+    }
+    return allowed;
+  }();
+  return cpus;
+}
+
+bool PinTo(pthread_t thread, int cpu) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(cpu, &set);
+  return pthread_setaffinity_np(thread, sizeof(set), &set) == 0;
+}
 
 }  // namespace
 
@@ -65,6 +91,21 @@ ThreadPool::~ThreadPool() {
   stop_ = true;
   workers_bed_.Wake();
   for (std::thread& worker : workers_) worker.join();
+}
+
+absl::Status ThreadPool::Pin() {
+  const std::vector<int>& cpus = AllowedCpus();
+  if (cpus.size() < static_cast<size_t>(num_threads())) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        num_threads(), " threads cannot be pinned: this process may use ",
+        cpus.size(), " CPUs; use fewer threads, or do not pin them"));
+  }
+  bool pinned = PinTo(pthread_self(), cpus[0]);
+  for (size_t i = 0; i < workers_.size(); ++i)
+    pinned = PinTo(workers_[i].native_handle(), cpus[i + 1]) && pinned;
+  if (pinned) return absl::OkStatus();
+  return absl::InternalError(
+      "the system did not let threads be pinned to CPUs; do not pin them");
 }
 
 void ThreadPool::ParallelFor(int64_t num_tasks, Body body) {

@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
 
 namespace kvmix {
 
@@ -37,6 +38,11 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int num_threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+  // Keeps every thread, the calling one included, on a CPU of its own, of those
+  // that the process was allowed when it first asked. Errors: fewer of them
+  // than threads.
+  absl::Status Pin();
 
   // Calls body(task, thread) for every task in [0, num_tasks) and returns when
   // all are done. thread is in [0, num_threads()): an index for scratch memory.

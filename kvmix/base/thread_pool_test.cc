@@ -1,5 +1,7 @@
 #include "kvmix/base/thread_pool.h"
 
+#include <sched.h>
+
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -7,7 +9,7 @@
 #include <thread>
 #include <vector>
 
-#include "gtest/gtest.h"
+#include "kvmix/base/status_matchers.h"
 
 namespace kvmix {
 namespace {
@@ -113,6 +115,36 @@ INSTANTIATE_TEST_SUITE_P(Threads, ThreadPoolTest, ::testing::Values(1, 2, 3, 8),
 TEST(ThreadPoolSizeTest, ZeroMeansOneForEachHardwareThread) {
   ThreadPool pool(0);
   EXPECT_GE(pool.num_threads(), 1);
+}
+
+// In a thread of its own, so that this test's other threads stay free.
+TEST(ThreadPoolPinTest, EveryThreadHasACpuOfItsOwn) {
+  std::thread([] {
+    const int cpus = static_cast<int>(std::thread::hardware_concurrency());
+    ThreadPool pool(cpus);
+    ASSERT_OK(pool.Pin());
+    std::vector<std::atomic<int>> threads_of(CPU_SETSIZE);
+    std::atomic<int> waiting = 0;
+    pool.ParallelFor(cpus, [&](int64_t, int) {
+      // Each thread takes one task.
+      ++waiting;
+      while (waiting < cpus) std::this_thread::yield();
+      cpu_set_t set;
+      ASSERT_EQ(sched_getaffinity(0, sizeof(set), &set), 0);
+      EXPECT_EQ(CPU_COUNT(&set), 1);
+      ++threads_of[sched_getcpu()];
+    });
+    for (const std::atomic<int>& count : threads_of) EXPECT_LE(count, 1);
+  }).join();
+}
+
+TEST(ThreadPoolPinTest, MoreThreadsThanCpusAreRefused) {
+  std::thread([] {
+    ThreadPool pool(static_cast<int>(std::thread::hardware_concurrency()) + 1);
+    EXPECT_THAT(pool.Pin(),
+                testing::StatusIs(absl::StatusCode::kFailedPrecondition,
+                                  ::testing::HasSubstr("use fewer threads")));
+  }).join();
 }
 
 }  // namespace

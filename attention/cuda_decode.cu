@@ -37,16 +37,16 @@ constexpr int kThreads = 32 * kWarps;
 constexpr int kStages = 3;   // of the ring
 constexpr int kQueries = 8;  // columns of an operand
 
-// What a packed side takes of a stage of the ring, in bytes: codes, scales,
+// What a packed side takes of a stage of the ring, in bytes: codes, scales and
 // zero points.
 struct PackedSide {
   int codes, scales;
 };
-KVMIX_HD PackedSide SizesOf(const CudaFormat& format, bool keys, int head_dim) {
-  if (format.layout == CudaLayout::kNone) return {0, 0};
+KVMIX_HD PackedSide SizesOf(int bits, bool keys, int group, int head_dim) {
+  if (bits == 16) return {0, 0};
   const int units = head_dim / kUnit;
-  return {4 * CodeWords(format.bits, units),
-          4 * kUnit * (keys ? units : head_dim / format.group)};
+  return {4 * CodeWords(bits, units),
+          4 * kUnit * (keys ? units : head_dim / group)};
 }
 
 // The first row of a tile, unquantized: a ring has room for whole tiles.
@@ -61,21 +61,39 @@ __device__ __forceinline__ const __half* HalfTile(const Stream& s,
 
 // ---- Packed tiles on their way ----
 
+// At most kMost bytes: no loop is left.
+template <int kMost>
 __device__ __forceinline__ void CopyBytes(uint8_t* to, const uint8_t* from,
                                           int bytes) {
-  for (int i = threadIdx.x % 32 * 16; i < bytes; i += 32 * 16)
-    ptx::CpAsync16(to + i, from + i);
+  const int own = threadIdx.x % 32 * 16;
+#pragma unroll
+  for (int at = 0; at < kMost; at += 32 * 16)
+    if (at + own < bytes) ptx::CpAsync16(to + at + own, from + at + own);
 }
 
+struct BlockPart {
+  int block, part;  // of 32 tokens each
+};
+// Rare, and a division.
+__device__ __forceinline__ BlockPart PartOfLongBlock(int position,
+                                                     int block_tokens) {
+  return {position / block_tokens, position % block_tokens / kTile};
+}
+
+// 32 tokens at `position`. kBits: at most.
+template <int kUnits, int kBits>
 __device__ __forceinline__ void CopyPacked(const Stream& s, PackedSide sizes,
-                                           int position, uint8_t* to) {
+                                           int block_tokens, int position,
+                                           uint8_t* to) {
+  BlockPart at{position / kTile, 0};
+  if (block_tokens != kTile) at = PartOfLongBlock(position, block_tokens);
   const CudaFormat& format = s.side->format;
-  const int block = position / format.block_tokens;
-  const int part = position % format.block_tokens / kTile;
   const uint8_t* from =
-      s.blocks + static_cast<int64_t>(block) * format.block_bytes;
-  CopyBytes(to, from + part * sizes.codes, sizes.codes);
-  CopyBytes(to + sizes.codes, from + format.scales_offset, sizes.scales);
+      s.blocks + static_cast<int64_t>(at.block) * format.block_bytes;
+  CopyBytes<4 * CodeWords(kBits, kUnits)>(to, from + at.part * sizes.codes,
+                                          sizes.codes);
+  CopyBytes<4 * kUnit * kUnits>(to + sizes.codes, from + format.scales_offset,
+                                sizes.scales);
 }
 
 // ---- Scores ----
@@ -381,19 +399,22 @@ template <int kUnits>
 __device__ float ReadQueries(const CudaAttentionParams& params, int row,
                              int head, bool real, Queries<kUnits>& q) {
   const int t = MyLane().t;
-  const int64_t from = static_cast<int64_t>(row) * params.queries.stride +
-                       static_cast<int64_t>(head) * kUnits * kUnit;
   float x[kUnits][8], largest = 0;
+  WithType(params.queries.data, params.queries.type, [&](auto* numbers) {
+    numbers += row * params.queries.stride +
+               static_cast<int64_t>(head) * kUnits * kUnit + 8 * t;
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u)
+#pragma unroll
+      for (int i = 0; i < 8; ++i)
+        x[u][i] =
+            real ? ToFloat(numbers[u * kUnit + i]) * (params.scale * kLog2E)
+                 : 0.0f;
+  });
 #pragma unroll
   for (int u = 0; u < kUnits; ++u)
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      x[u][i] = real ? LoadNumber(params.queries.data, params.queries.type,
-                                  from + u * kUnit + 8 * t + i) *
-                           (params.scale * kLog2E)
-                     : 0.0f;
-      largest = fmaxf(largest, fabsf(x[u][i]));
-    }
+    for (int i = 0; i < 8; ++i) largest = fmaxf(largest, fabsf(x[u][i]));
   largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 1));
   largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 2));
   const PowerOfTwo power = PowerAbove(largest);
@@ -525,19 +546,24 @@ __global__ void __launch_bounds__(kThreads, ResidentBlocks(kUnits, kKeyBits))
   const int end = min(begin + per_split, tiles.last);
 
   // The ring.
-  const PackedSide key_sizes = SizesOf(layer.key.format, true, kUnits * kUnit);
+  const int key_group = layer.key.format.group;
+  const PackedSide key_sizes =
+      SizesOf(key_bits, true, key_group, kUnits * kUnit);
   const PackedSide value_sizes =
-      SizesOf(layer.value.format, false, kUnits * kUnit);
+      SizesOf(value_bits, false, value_group, kUnits * kUnit);
   const int key_bytes = key_sizes.codes + key_sizes.scales;
   const int stage_bytes = key_bytes + value_sizes.codes + value_sizes.scales;
   uint8_t* const ring = shared + warp * kStages * stage_bytes;
   const auto request = [&](int index, int stage) {
-    if (index < end) {
-      const Tile tile = TileAt(keys, values, tiles, first_seen, index);
+    const int position = (index - tiles.sinks) * kTile;  // < 0: of sinks
+    if (index < end && position >= 0) {
       uint8_t* const to = ring + stage * stage_bytes;
-      if (tile.packed_keys > 0) CopyPacked(keys, key_sizes, tile.position, to);
-      if (tile.packed_values > 0)
-        CopyPacked(values, value_sizes, tile.position, to + key_bytes);
+      if (position < keys.packed)
+        CopyPacked<kUnits, kKeyBits == 0 ? 8 : kKeyBits>(
+            keys, key_sizes, key_group, position, to);
+      if (position < values.packed)
+        CopyPacked<kUnits, kValueBits == 0 ? 8 : kValueBits>(
+            values, value_sizes, kTile, position, to + key_bytes);
     }
     ptx::CpAsyncCommit();
   };
@@ -686,8 +712,9 @@ cudaError_t CudaDecodeAttention(const CudaAttentionParams& params,
   const CudaLayer& layer = params.layer;
   const Kernel kernel =
       Choose(layer.key.format, layer.value.format, layer.head_dim).kernel;
-  const PackedSide key = SizesOf(layer.key.format, true, layer.head_dim);
-  const PackedSide value = SizesOf(layer.value.format, false, layer.head_dim);
+  const CudaFormat &k = layer.key.format, &v = layer.value.format;
+  const PackedSide key = SizesOf(k.bits, true, k.group, layer.head_dim);
+  const PackedSide value = SizesOf(v.bits, false, v.group, layer.head_dim);
   const int ring =
       kWarps * kStages * (key.codes + key.scales + value.codes + value.scales);
   const int parts = layer.head_dim == 64 ? PartBytes<2>() : PartBytes<4>();

@@ -336,6 +336,17 @@ __device__ __forceinline__ __half ToHalf(float x, int* unfit) {
   return __float2half_rn(x);
 }
 
+// Row `row` of a chunk, one KV head's numbers, to a row of its own.
+__device__ __forceinline__ void StoreRow(const CudaRows& from, int row,
+                                         int head, const CudaLayer& layer,
+                                         __half* to) {
+  WithType(from.data, from.type, [&](auto* numbers) {
+    numbers += row * from.stride + static_cast<int64_t>(head) * layer.head_dim;
+    for (int d = threadIdx.x; d < layer.head_dim; d += blockDim.x)
+      to[d] = ToHalf(ToFloat(numbers[d]), layer.unfit);
+  });
+}
+
 // grid: rows of the chunk, (KV head, side)
 __global__ void AppendRows(const __grid_constant__ CudaLayer layer,
                            const __grid_constant__ CudaRows keys,
@@ -350,12 +361,8 @@ __global__ void AppendRows(const __grid_constant__ CudaLayer layer,
   const CudaRows& from = of_keys ? keys : values;
   const Stream s =
       StreamOf(layer, of_keys ? layer.key : layer.value, index, head, false);
-  __half* const to =
-      s.chunk + static_cast<int64_t>(row - item.first_row) * s.chunk_row;
-  for (int d = threadIdx.x; d < layer.head_dim; d += blockDim.x)
-    to[d] = ToHalf(LoadNumber(from.data, from.type,
-                              row * from.stride + head * layer.head_dim + d),
-                   layer.unfit);
+  StoreRow(from, row, head, layer,
+           s.chunk + static_cast<int64_t>(row - item.first_row) * s.chunk_row);
 }
 
 // appends: takes part in CudaAppend. Items of one token are stored in their
@@ -375,12 +382,7 @@ __global__ void __launch_bounds__(kThreads)
   const Stream s = StreamOf(layer, side, index, head, false);
   if (appends) {
     const CudaRows& from = of_keys ? keys : values;
-    __half* const to = HomeOf(s, item.tokens_before);
-    for (int d = threadIdx.x; d < layer.head_dim; d += kThreads)
-      to[d] = ToHalf(
-          LoadNumber(from.data, from.type,
-                     item.first_row * from.stride + head * layer.head_dim + d),
-          layer.unfit);
+    StoreRow(from, item.first_row, head, layer, HomeOf(s, item.tokens_before));
     __syncthreads();
   }
   if (appends != (single && layer.flush_before_attention)) return;

@@ -136,12 +136,22 @@ __device__ __forceinline__ float PartWeight(float max, float largest) {
   return max == -INFINITY ? 0.0f : exp2f(max - largest);
 }
 
-__device__ __forceinline__ float LoadNumber(const void* data, CudaNumber type,
-                                            int64_t i) {
-  if (type == CudaNumber::kFloat) return static_cast<const float*>(data)[i];
-  if (type == CudaNumber::kHalf)
-    return __half2float(static_cast<const __half*>(data)[i]);
-  return __bfloat162float(static_cast<const __nv_bfloat16*>(data)[i]);
+__device__ __forceinline__ float ToFloat(float x) { return x; }
+__device__ __forceinline__ float ToFloat(__half x) { return __half2float(x); }
+__device__ __forceinline__ float ToFloat(__nv_bfloat16 x) {
+  return __bfloat162float(x);
+}
+// body(numbers): with the type known, so that loads wait for nothing.
+template <typename Body>
+__device__ __forceinline__ void WithType(const void* data, CudaNumber type,
+                                         const Body& body) {
+  if (type == CudaNumber::kFloat) {
+    body(static_cast<const float*>(data));
+  } else if (type == CudaNumber::kHalf) {
+    body(static_cast<const __half*>(data));
+  } else {
+    body(static_cast<const __nv_bfloat16*>(data));
+  }
 }
 __device__ __forceinline__ void StoreNumber(void* data, CudaNumber type,
                                             int64_t i, float x) {

@@ -219,24 +219,25 @@ struct Rows {
 };
 
 // Queries times scale and log2(e), over powers of two (`powers`, one a row).
-template <int kD>
-__device__ void ReadQueries(const CudaAttentionParams& params, const Rows& rows,
-                            SharedTile<kD> to, float* powers) {
+template <int kD, typename T>
+__device__ __forceinline__ void ReadQueries(const CudaAttentionParams& params,
+                                            const T* queries, const Rows& rows,
+                                            SharedTile<kD> to, float* powers) {
   const int lane = threadIdx.x % 32, head_dim = params.layer.head_dim;
+#pragma unroll 4
   for (int i = 0; i < kWarpRows; ++i) {
     const int r = threadIdx.x / 32 * kWarpRows + i;
-    const int64_t from = static_cast<int64_t>(rows.chunk_row + rows.Query(r)) *
-                             params.queries.stride +
-                         static_cast<int64_t>(rows.Head(r)) * head_dim;
-    const bool real = rows.Real(r);
+    const T* const from = queries +
+                          static_cast<int64_t>(rows.chunk_row + rows.Query(r)) *
+                              params.queries.stride +
+                          static_cast<int64_t>(rows.Head(r)) * head_dim;
     float x[kD / 32], largest = 0;
 #pragma unroll
     for (int k = 0; k < kD / 32; ++k) {
       const int d = 32 * k + lane;
-      x[k] = real && d < head_dim ? LoadNumber(params.queries.data,
-                                               params.queries.type, from + d) *
-                                        (params.scale * kLog2E)
-                                  : 0.0f;
+      x[k] = rows.Real(r) && d < head_dim
+                 ? ToFloat(from[d]) * (params.scale * kLog2E)
+                 : 0.0f;
       largest = fmaxf(largest, fabsf(x[k]));
     }
     for (int lanes = 1; lanes < 32; lanes *= 2)
@@ -415,7 +416,9 @@ __global__ void __launch_bounds__(32 * kWarps, kD == 256 ? 1 : 8 / kWarps)
   for (int i = threadIdx.x; i < 2 * kTile * SharedTile<kD>::kStride;
        i += blockDim.x)
     key_tile.x[i] = __half(0.0f);
-  ReadQueries<kD>(params, rows, queries, all_powers);
+  WithType(params.queries.data, params.queries.type, [&](auto* numbers) {
+    ReadQueries<kD>(params, numbers, rows, queries, all_powers);
+  });
   __syncthreads();
   const int own = threadIdx.x / 32 * kWarpRows + threadIdx.x % 32 / 4;
   const float powers[2] = {all_powers[own], all_powers[own + 8]};

@@ -23,11 +23,13 @@ using testing::Case;
 using testing::Cases;
 using testing::KeepAll;
 using testing::KeepRecent;
+using testing::KeepRecentOptions;
 using testing::Normals;
 using testing::PerChannel;
 using testing::PerToken;
 using testing::ReferenceAttention;
 using testing::ThreeBitWords;
+using testing::Unquantized;
 
 // All tokens of one side as stored, [N, G, D].
 std::vector<float> Stored(const std::pmr::vector<KvStream>& streams, int D) {

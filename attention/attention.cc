@@ -94,8 +94,7 @@ int64_t TileEnd(const KvStream& keys, int64_t first, int64_t limit) {
     const KvStream::Piece piece = keys.PieceAt(end);
     int64_t n = std::min(piece.num_tokens, limit - end);
     if (n < piece.num_tokens && piece.block != nullptr) {
-      const int64_t whole =
-          n - (piece.first + n) % keys.codec()->block_tokens();
+      const int64_t whole = n - (piece.first + n) % piece.codec->block_tokens();
       if (whole > 0) n = whole;
       if (whole <= 0 && end > first) break;
       return end + n;
@@ -151,14 +150,16 @@ class LayerAttention {
     return static_cast<int>(task.num_queries) * GroupOf(task);
   }
   // Tokens that query t of the chunk sees: [first, last).
-  int64_t LastVisible(const AttentionItem& item, int64_t t) const {
-    return item.cache->num_tokens(layer_) - item.num_tokens + t + 1;
+  int64_t LastVisible(const AttentionItem& item, int kv_head, int64_t t) const {
+    return item.cache->layer(layer_).keys[kv_head].num_tokens() -
+           item.num_tokens + t + 1;
   }
-  int64_t FirstVisible(const AttentionItem& item, int64_t t) const {
+  int64_t FirstVisible(const AttentionItem& item, int kv_head,
+                       int64_t t) const {
     return options_.sliding_window == 0
                ? 0
-               : std::max<int64_t>(
-                     0, LastVisible(item, t) - options_.sliding_window);
+               : std::max<int64_t>(0, LastVisible(item, kv_head, t) -
+                                          options_.sliding_window);
   }
   // Where row r of a task lies in queries and out, [T, H, D].
   int64_t OffsetOf(const Task& task, int r) const {
@@ -183,19 +184,21 @@ void LayerAttention::Plan(int index) {
   KVMIX_CHECK(options_.num_heads % shape.num_kv_heads == 0);
   KVMIX_CHECK(shape.head_dim == batch_[0].cache->shape().head_dim);
   const int group = options_.num_heads / shape.num_kv_heads;
-  const int64_t num_tokens = item.cache->num_tokens(layer_);
-  KVMIX_CHECK(item.num_tokens > 0 && item.num_tokens <= num_tokens);
-  const int64_t range =
-      item.num_tokens > kMaxQueriesOfSplit ? num_tokens : kSplitTokens;
+  KVMIX_CHECK(options_.sliding_window == 0 || item.cache->keeps_all_tokens());
   const int64_t step = std::max(1, kRowsPerTask / group);
   for (int head = 0; head < shape.num_kv_heads; ++head) {
+    const int64_t num_tokens =
+        item.cache->layer(layer_).keys[head].num_tokens();
+    KVMIX_CHECK(item.num_tokens > 0 && item.num_tokens <= num_tokens);
+    const int64_t range =
+        item.num_tokens > kMaxQueriesOfSplit ? num_tokens : kSplitTokens;
     for (int64_t query = 0; query < item.num_tokens; query += step) {
       Task task{.item = index,
                 .kv_head = head,
                 .first_query = query,
                 .num_queries = std::min(step, item.num_tokens - query)};
-      const int64_t begin = FirstVisible(item, query);
-      const int64_t end = LastVisible(item, query + task.num_queries - 1);
+      const int64_t begin = FirstVisible(item, head, query);
+      const int64_t end = LastVisible(item, head, query + task.num_queries - 1);
       const bool split = begin / range != (end - 1) / range;
       for (int64_t first = begin; first < end; first = task.last_token) {
         task.first_token = first;
@@ -229,9 +232,11 @@ void LayerAttention::MaskTile(const Task& task, int64_t first, int64_t last,
   for (int r = 0; r < RowsOf(task); ++r, scores += stride) {
     const int64_t query = task.first_query + r / group;
     const int64_t from =
-        std::clamp(FirstVisible(item, query) - first, int64_t{0}, last - first);
+        std::clamp(FirstVisible(item, task.kv_head, query) - first, int64_t{0},
+                   last - first);
     const int64_t to =
-        std::clamp(LastVisible(item, query) - first, int64_t{0}, last - first);
+        std::clamp(LastVisible(item, task.kv_head, query) - first, int64_t{0},
+                   last - first);
     std::fill(scores, scores + from, kMaskedScore);
     std::fill(scores + to, scores + padded, kMaskedScore);
   }

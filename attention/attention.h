@@ -1,8 +1,8 @@
 // Causal attention of a chunk's queries over a KvCache that already holds the
 // chunk's keys and values.
 //
-// The last T tokens of the cache are the chunk's own: query t sees tokens [0, n
-// - T + t], n = tokens in the cache, and of those only the last sliding_window
+// The last T tokens of a head are the chunk's own: query t sees tokens [0, n
+// - T + t], n = tokens of the head, and of those only the last sliding_window
 // if that is not 0. GQA: query head h reads KV head h / (H / G), without
 // copies.
 #pragma once
@@ -33,7 +33,7 @@ struct AttentionItem {
 
 // Preconditions: layer has an open chunk of num_tokens in every cache (between
 // Append and FinishChunk), num_heads is a multiple of its KV heads, and all
-// caches have the same head_dim. Results do not depend on the number of
+// caches have the same head_dim; with a sliding window they keep all tokens. Results do not depend on the number of
 // threads, nor on what else is in the batch.
 void Attention(int layer, absl::Span<const AttentionItem> batch,
                const AttentionOptions& options, ThreadPool& threads);

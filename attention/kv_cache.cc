@@ -3,6 +3,7 @@
 #include <cmath>
 #include <map>
 #include <new>
+#include <numeric>
 #include <string>
 #include <utility>
 #include <vector>
@@ -10,6 +11,8 @@
 #include "absl/strings/str_cat.h"
 #include "attention/cache_memory.h"
 #include "attention/kv_cache_layer.h"
+#include "attention/recency_step.h"
+#include "attention/token_eviction.h"
 #include "kvmix/base/check.h"
 #include "kvmix/base/status_macros.h"
 #include "kvmix/base/validators.h"
@@ -78,21 +81,33 @@ struct KvCache::State {
   // The codec of `format`, null for 16 bits; made once per format and side.
   absl::StatusOr<const BlockCodec*> CodecOf(const QuantFormat& format,
                                             Side side);
-  // `codec`, if the recency policy can serve it.
-  absl::StatusOr<const BlockCodec*> Validated(const BlockCodec* codec,
-                                              Side side, int bits) const;
+  // What the policies say of formats.
+  absl::Status ReadPolicies();
+  // Those of a stream, if the recency policy can serve them; window_bits are of
+  // the format that tokens leave the window into.
+  absl::StatusOr<KvStream::Formats> FormatsOf(const QuantFormat& format,
+                                              Side side, int* window_bits);
   absl::Status AddLayer(int index, const LayerPlan& plan);
   // Of the chunk that is open in `layer`.
   bool QuantizesBeforeAttention(const Layer& layer) const {
-    return layer.open_chunk == 1 &&
-           recency->flush_order() == FlushOrder::kBeforeAttention;
+    return kvmix::QuantizesBeforeAttention(*recency, layer.open_chunk);
   }
   void AppendTokens(Layer& layer, int64_t num_tokens, const float* keys,
                     const float* values) const;
   absl::Status Quantize(KvStream& stream, Side side, int bits) const;
   absl::Status QuantizeLayer(int index);
-  absl::Status AskEviction(int index) const;
+  // Packed tokens pass on to formats for older ones.
+  void AgeTokens(KvStream& stream, Side side) const;
+  EvictionContext Eviction(int index) {
+    return {.policy = *eviction,
+            .shape = shape,
+            .layer_index = index,
+            .multiple = eviction_multiple,
+            .demotes = demoted[0] != nullptr,
+            .layer = layers[index]};
+  }
 
+  // Of formats that tokens leave the window into.
   struct Bits {
     int key, value;
   };
@@ -102,6 +117,10 @@ struct KvCache::State {
   const std::shared_ptr<const EvictionPolicy> eviction;
   std::map<std::pair<Side, std::string>, std::unique_ptr<BlockCodec>> codecs;
   std::vector<Bits> bits;  // [L]
+  // By side, keys first.
+  std::vector<AgeTier> tiers[2];
+  const BlockCodec* demoted[2] = {};  // null: the policy drops tokens
+  int64_t eviction_multiple = 1;
   CacheMemory own_memory;  // if no other was given; outlives the layers
   std::pmr::vector<Layer> layers;
 };
@@ -127,28 +146,63 @@ absl::StatusOr<const BlockCodec*> KvCache::State::CodecOf(
   return codec.get();
 }
 
-absl::StatusOr<const BlockCodec*> KvCache::State::Validated(
-    const BlockCodec* codec, Side side, int bits) const {
-  if (codec == nullptr) return codec;
-  KVMIX_RETURN_IF_ERROR(recency->Validate(
-      {.side = side, .bits = bits, .granularity = codec->granularity()}));
-  return codec;
+absl::Status KvCache::State::ReadPolicies() {
+  for (Side side : {Side::kKey, Side::kValue}) {
+    const int i = side == Side::kKey ? 0 : 1;
+    KVMIX_ASSIGN_OR_RETURN(tiers[i], recency->Tiers(side, shape.head_dim));
+    KVMIX_ASSIGN_OR_RETURN(const QuantFormat format,
+                           eviction->DemotionFormat(side, shape.head_dim));
+    if (format.bits() == 0) continue;
+    KVMIX_ASSIGN_OR_RETURN(demoted[i], CodecOf(format, side));
+    eviction_multiple =
+        std::lcm(eviction_multiple, int64_t{demoted[i]->granularity()});
+  }
+  KVMIX_CHECK((demoted[0] == nullptr) == (demoted[1] == nullptr));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<KvStream::Formats> KvCache::State::FormatsOf(
+    const QuantFormat& format, Side side, int* window_bits) {
+  const int i = side == Side::kKey ? 0 : 1;
+  KvStream::Formats formats{.demoted = demoted[i], .by_age = {}};
+  KVMIX_ASSIGN_OR_RETURN(const BlockCodec* const codec, CodecOf(format, side));
+  *window_bits = format.bits();
+  if (codec == nullptr) return formats;
+  formats.by_age.push_back(codec);
+  for (auto tier = tiers[i].rbegin(); tier != tiers[i].rend(); ++tier) {
+    KVMIX_ASSIGN_OR_RETURN(const BlockCodec* const young,
+                           CodecOf(tier->format, side));
+    KVMIX_CHECK(young != nullptr);
+    formats.by_age.push_back(young);
+    *window_bits = tier->format.bits();
+  }
+  KVMIX_RETURN_IF_ERROR(
+      recency->Validate({.side = side,
+                         .bits = *window_bits,
+                         .granularity = formats.by_age.back()->granularity()}));
+  return formats;
 }
 
 absl::Status KvCache::State::AddLayer(int index, const LayerPlan& plan) {
   std::pmr::memory_resource* memory = layers.get_allocator().resource();
   Layer& layer = layers.emplace_back(memory);
-  bits.push_back({plan.key().bits(), plan.value().bits()});
+  Bits& window_bits = bits.emplace_back();
   for (Side side : {Side::kKey, Side::kValue}) {
-    const QuantFormat& format = side == Side::kKey ? plan.key() : plan.value();
-    absl::StatusOr<const BlockCodec*> codec = CodecOf(format, side);
-    if (codec.ok()) codec = Validated(*codec, side, format.bits());
-    if (!codec.ok()) return AddContext(codec.status(), Place(index, side));
-    auto& streams = side == Side::kKey ? layer.keys : layer.values;
+    const bool key = side == Side::kKey;
+    const absl::StatusOr<KvStream::Formats> formats =
+        FormatsOf(key ? plan.key() : plan.value(), side,
+                  key ? &window_bits.key : &window_bits.value);
+    if (!formats.ok()) return AddContext(formats.status(), Place(index, side));
+    auto& streams = key ? layer.keys : layer.values;
     streams.reserve(shape.num_kv_heads);
     for (int head = 0; head < shape.num_kv_heads; ++head)
-      streams.emplace_back(side, *codec, shape.head_dim, recency->sink_tokens(),
-                           memory);
+      streams.emplace_back(side, *formats, shape.head_dim,
+                           recency->sink_tokens(), memory);
+  }
+  if (eviction->evicts()) {
+    layer.heads.reserve(shape.num_kv_heads);
+    for (int head = 0; head < shape.num_kv_heads; ++head)
+      layer.heads.emplace_back(memory);
   }
   return absl::OkStatus();
 }
@@ -170,16 +224,21 @@ absl::Status KvCache::State::Quantize(KvStream& stream, Side side,
   const WindowState window{.side = side,
                            .bits = bits,
                            .granularity = stream.codec()->granularity(),
-                           .window_tokens = stream.window_tokens()};
-  const int64_t count = recency->TokensToQuantize(window);
-  if (count < 0 || count > window.window_tokens ||
-      count % window.granularity != 0)
-    return absl::InternalError(
-        absl::StrCat("the recency policy wants to quantize ", count,
-                     " tokens of a window of ", window.window_tokens,
-                     " with granularity ", window.granularity));
+                           .window_tokens = stream.window_tokens(),
+                           .packed_tokens = stream.packed_tokens()};
+  KVMIX_ASSIGN_OR_RETURN(const int64_t count, TokensLeaving(*recency, window));
   stream.QuantizeOldest(count);
+  AgeTokens(stream, side);
   return absl::OkStatus();
+}
+
+void KvCache::State::AgeTokens(KvStream& stream, Side side) const {
+  const std::vector<AgeTier>& young = tiers[side == Side::kKey ? 0 : 1];
+  for (int run = stream.num_age_runs() - 1; run > 0; --run) {
+    const int64_t room = young[stream.num_age_runs() - 1 - run].tokens;
+    const int64_t excess = std::max<int64_t>(0, stream.age_tokens(run) - room);
+    stream.Age(run, excess - excess % stream.AgingStep(run));
+  }
 }
 
 absl::Status KvCache::State::QuantizeLayer(int index) {
@@ -192,21 +251,6 @@ absl::Status KvCache::State::QuantizeLayer(int index) {
     KVMIX_RETURN_IF_ERROR(
         AddContext(Quantize(stream, Side::kValue, bits[index].value),
                    Place(index, Side::kValue)));
-  return absl::OkStatus();
-}
-
-absl::Status KvCache::State::AskEviction(int index) const {
-  for (int head = 0; head < shape.num_kv_heads; ++head) {
-    const EvictionState state{
-        .layer = index,
-        .kv_head = head,
-        .num_tokens = layers[index].keys[head].num_tokens()};
-    if (!eviction->TokensToDrop(state).empty())
-      return absl::UnimplementedError(absl::StrCat(
-          "layer ", index, ", KV head ", head,
-          ": the eviction policy drops tokens, which this cache cannot do yet; "
-          "use eviction_policy \"keep_all\""));
-  }
   return absl::OkStatus();
 }
 
@@ -230,7 +274,7 @@ absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(
                                        std::move(eviction), memory);
   KVMIX_RETURN_IF_ERROR(CatchOutOfMemory("new cache", [&] {
     state->layers.reserve(shape.num_layers);
-    absl::Status status;
+    absl::Status status = state->ReadPolicies();
     for (int i = 0; i < shape.num_layers && status.ok(); ++i)
       status = state->AddLayer(i, plan.layer(i));
     return status;
@@ -241,8 +285,10 @@ absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(
 const CacheShape& KvCache::shape() const { return state_->shape; }
 
 int64_t KvCache::num_tokens(int layer) const {
-  return this->layer(layer).keys[0].num_tokens();
+  return this->layer(layer).tokens_seen;
 }
+
+bool KvCache::keeps_all_tokens() const { return !state_->eviction->evicts(); }
 
 const KvCache::Layer& KvCache::layer(int index) const {
   KVMIX_CHECK(index >= 0 && index < state_->shape.num_layers);
@@ -267,8 +313,21 @@ absl::Status KvCache::Append(int index, int64_t num_tokens, const float* keys,
   layer.open_chunk = num_tokens;
   return CatchOutOfMemory(absl::StrCat("layer ", index), [&] {
     state_->AppendTokens(layer, num_tokens, keys, values);
+    RecordAppended(state_->Eviction(index), num_tokens);
     if (!state_->QuantizesBeforeAttention(layer)) return absl::OkStatus();
     return state_->QuantizeLayer(index);
+  });
+}
+
+absl::Status KvCache::Observe(int index, const float* queries, int num_heads,
+                              float scale) {
+  KVMIX_CHECK(index >= 0 && index < state_->shape.num_layers);
+  KVMIX_CHECK(state_->layers[index].open_chunk != 0)
+      << "Observe without Append";
+  if (keeps_all_tokens()) return absl::OkStatus();
+  return CatchOutOfMemory(absl::StrCat("layer ", index), [&] {
+    RecordQueries(state_->Eviction(index), queries, num_heads, scale);
+    return absl::OkStatus();
   });
 }
 
@@ -276,12 +335,13 @@ absl::Status KvCache::FinishChunk(int index) {
   KVMIX_CHECK(index >= 0 && index < state_->shape.num_layers);
   Layer& layer = state_->layers[index];
   KVMIX_CHECK(layer.open_chunk != 0) << "FinishChunk without Append";
-  if (!state_->QuantizesBeforeAttention(layer)) {
-    KVMIX_RETURN_IF_ERROR(CatchOutOfMemory(absl::StrCat("layer ", index), [&] {
-      return state_->QuantizeLayer(index);
-    }));
-  }
-  KVMIX_RETURN_IF_ERROR(state_->AskEviction(index));
+  KVMIX_RETURN_IF_ERROR(CatchOutOfMemory(absl::StrCat("layer ", index), [&] {
+    if (!keeps_all_tokens())
+      KVMIX_RETURN_IF_ERROR(Evict(state_->Eviction(index)));
+    return state_->QuantizesBeforeAttention(layer)
+               ? absl::OkStatus()
+               : state_->QuantizeLayer(index);
+  }));
   layer.open_chunk = 0;
   return absl::OkStatus();
 }
@@ -292,6 +352,11 @@ MemoryLedger KvCache::ledger() const {
   for (const Layer& layer : state_->layers) {
     ledger.bookkeeping +=
         (layer.keys.capacity() + layer.values.capacity()) * sizeof(KvStream);
+    ledger.bookkeeping += layer.heads.capacity() * sizeof(Layer::HeadRecord) +
+                          layer.recent_queries.capacity() * sizeof(float);
+    for (const Layer::HeadRecord& head : layer.heads)
+      ledger.bookkeeping += head.positions.capacity() * sizeof(int64_t) +
+                            head.received.capacity() * sizeof(float);
     for (const KvStream& stream : layer.keys)
       ledger.bookkeeping += stream.AddTo(ledger.key);
     for (const KvStream& stream : layer.values)

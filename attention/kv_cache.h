@@ -36,17 +36,27 @@ class KvCache {
   ~KvCache();
 
   const CacheShape& shape() const;
-  // Tokens appended to `layer` so far; equal for all layers between chunks.
+  // Tokens appended to `layer` so far, those that have left included; equal for
+  // all layers between chunks.
   int64_t num_tokens(int layer) const;
+
+  // False: the eviction policy drops or demotes tokens, so that those of a head
+  // are not all of the text, and not in its order.
+  bool keeps_all_tokens() const;
 
   // One chunk passes a layer in three calls: Append, attention over the layer
   // (attention.h), FinishChunk. keys, values: [T, G, D] float, keys after RoPE.
   // They enter the window rounded to half. A chunk of one token is a decode
   // step: with FlushOrder::kBeforeAttention, Append also quantizes. FinishChunk
-  // does what Append did not.
+  // does what Append did not, and before that asks the eviction policy.
   absl::Status Append(int layer, int64_t num_tokens, const float* keys,
                       const float* values);
   absl::Status FinishChunk(int layer);
+  // Between Attention and FinishChunk: shows the chunk's queries [T, H, D] to
+  // an eviction policy that wants to see them; nothing else happens otherwise.
+  // `scale` is that of attention.
+  absl::Status Observe(int layer, const float* queries, int num_heads,
+                       float scale);
 
   // Bytes by cause, K and V apart. ledger().total() equals what was allocated
   // from `memory`.

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "attention/counting_resource.h"
 #include "attention/kv_cache_layer.h"
 #include "attention/test_policies.h"
 #include "gmock/gmock.h"
@@ -18,33 +19,13 @@ namespace kvmix {
 namespace {
 
 using ::testing::AllOf;
+using testing::CountingResource;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using testing::KeepAll;
 using testing::KeepRecent;
 using testing::KeepRecentOptions;
 using testing::StatusIs;
-
-// Counts what is allocated, and refuses more than `limit` bytes.
-class CountingResource final : public std::pmr::memory_resource {
- public:
-  int64_t allocated = 0;
-  int64_t limit = std::numeric_limits<int64_t>::max();
-
- private:
-  void* do_allocate(size_t bytes, size_t alignment) override {
-    if (allocated + static_cast<int64_t>(bytes) > limit) throw std::bad_alloc();
-    allocated += bytes;
-    return std::pmr::new_delete_resource()->allocate(bytes, alignment);
-  }
-  void do_deallocate(void* p, size_t bytes, size_t alignment) override {
-    allocated -= bytes;
-    std::pmr::new_delete_resource()->deallocate(p, bytes, alignment);
-  }
-  bool do_is_equal(const memory_resource& other) const noexcept override {
-    return this == &other;
-  }
-};
 
 QuantFormat Format(int bits, QuantFormat::Axis axis, int group_size) {
   QuantFormat format;
@@ -482,31 +463,6 @@ TEST(KvCacheTest, APolicyThatCountsWronglyIsAnError) {
                        AllOf(HasSubstr("layer 0 keys"),
                              HasSubstr("quantize 33 tokens of a window of 33 "
                                        "with granularity 32"))));
-}
-
-class DropsTheFirst final : public EvictionPolicy {
- public:
-  SignalSet RequiredSignals() const override { return {}; }
-  std::vector<int64_t> TokensToDrop(const EvictionState& state) const override {
-    if (state.kv_head == 1 && state.num_tokens > 2) return {0};
-    return {};
-  }
-};
-
-TEST(KvCacheTest, DroppingTokensIsNotBuiltYetAndSaysSo) {
-  const CachePlan plan = Plan({{Keys(2), Values(2)}});
-  ASSERT_OK_AND_ASSIGN(
-      auto cache,
-      KvCache::Create(Shape(plan), plan,
-                      std::make_shared<KeepRecent>(KeepRecentOptions{}),
-                      std::make_shared<DropsTheFirst>()));
-  const Tokens tokens(3);
-  AppendChunk(*cache, tokens, 2);
-  ASSERT_OK(cache->Append(0, 1, tokens.key(2), tokens.value(2)));
-  EXPECT_THAT(
-      cache->FinishChunk(0),
-      StatusIs(absl::StatusCode::kUnimplemented,
-               AllOf(HasSubstr("layer 0, KV head 1"), HasSubstr("keep_all"))));
 }
 
 }  // namespace

@@ -1,15 +1,16 @@
 // KvStream: the keys or the values of one KV head of one layer.
 //
-//   [ sink tokens, half | packed blocks, oldest first | window, half ]
+//   [ sink tokens, half | runs of packed blocks, oldest first | window, half ]
 //
 // Tokens enter at the right, rounded to half, and leave the window's left end
 // in order into packed blocks, so block b holds the same tokens however they
-// arrived. All three parts lie in pages:
+// arrived. A run holds blocks of one format. Most streams have one; a policy
+// that stores older tokens in fewer bits has a run for each format, and one
+// that demotes tokens has a run in front for these. All parts lie in pages:
 //   sinks, window   kPageTokens tokens a page; a sink page has no more room
-//   than
-//                   the sinks need
-//   blocks          kBlocksPerPage blocks a page
-// A window page is freed as soon as its last token has left. A page of keys is
+//                   than the sinks need
+//   runs            kBlocksPerPage blocks a page
+// A page is freed as soon as its last token has left. A page of keys is
 // [D, tokens] half, one of values [tokens, D], so that products with queries
 // and with attention weights run down registers.
 #pragma once
@@ -18,6 +19,7 @@
 #include <memory_resource>
 #include <vector>
 
+#include "absl/types/span.h"
 #include "attention/memory_ledger.h"
 #include "kvmix/base/half.h"
 #include "quant/quantizer.h"
@@ -29,19 +31,41 @@ class KvStream {
   static constexpr int kPageTokens = 32;
   static constexpr int kBlocksPerPage = 4;
 
-  // codec: null if tokens never leave the window. It outlives the stream.
-  KvStream(Side side, const BlockCodec* codec, int head_dim,
-           int64_t sink_tokens, std::pmr::memory_resource* memory);
+  // Codecs of the runs, which outlive the stream.
+  struct Formats {
+    const BlockCodec* demoted = nullptr;    // null: no run of demoted tokens
+    std::vector<const BlockCodec*> by_age;  // oldest first; empty: tokens never
+                                            // leave the window
+  };
+
+  KvStream(Side side, const Formats& formats, int head_dim, int64_t sink_tokens,
+           std::pmr::memory_resource* memory);
   ~KvStream();
   KvStream(KvStream&&) = default;
   KvStream& operator=(KvStream&&) = delete;
 
   int64_t num_tokens() const {
-    return num_sinks_ + num_packed_ + window_tokens();
+    return num_sinks_ + packed_tokens() + window_tokens();
   }
-  int64_t window_tokens() const { return window_end_ - num_packed_; }
+  int64_t num_sinks() const { return num_sinks_; }
+  int64_t packed_tokens() const;
+  int64_t demoted_tokens() const {
+    return has_demoted_ ? runs_[0].num_tokens() : 0;
+  }
+  int64_t window_tokens() const { return window_end_ - window_begin_; }
   Side side() const { return side_; }
-  const BlockCodec* codec() const { return codec_; }
+  // What tokens of the window are packed by; null: they stay in the window.
+  const BlockCodec* codec() const {
+    return num_age_runs() > 0 ? runs_.back().codec : nullptr;
+  }
+  // Runs by age, the oldest tokens first.
+  int num_age_runs() const {
+    return static_cast<int>(runs_.size()) - (has_demoted_ ? 1 : 0);
+  }
+  const BlockCodec& age_codec(int run) const { return *AgeRun(run).codec; }
+  int64_t age_tokens(int run) const { return AgeRun(run).num_tokens(); }
+  // Every codec, that of demoted tokens first.
+  std::vector<const BlockCodec*> codecs() const;
 
   // Tokens that lie in one page, from an asked one on.
   struct Piece {
@@ -51,24 +75,41 @@ class KvStream {
     const Half* half = nullptr;
     int64_t stride = 0;
     // Or packed: in this block; the next blocks of the page follow every
-    // block_stride() bytes.
+    // block_stride bytes.
     const uint8_t* block = nullptr;
+    const BlockCodec* codec = nullptr;
+    int64_t block_stride = 0;
     int first = 0;      // the token's place in the page, or in the block
     int64_t ahead = 0;  // bytes from its page to the next; 0: there is none
   };
   // Precondition: token in [0, num_tokens()).
   Piece PieceAt(int64_t token) const;
-  int64_t block_stride() const;
 
   // Tokens [first, first + count) as floats, in the order of BlockCodec: keys
   // x [D, stride], values x [count, stride].
   void Read(int64_t first, int64_t count, float* x, int64_t stride) const;
+  // The same as rows: x [count, D].
+  void ReadTokens(int64_t first, int64_t count, float* x) const;
 
   // x: rows of D floats, `stride` floats apart, that fit half.
   void Append(const float* x, int64_t stride, int64_t count);
   // Quantizes the window's `count` oldest tokens, a multiple of the codec's
   // granularity.
   void QuantizeOldest(int64_t count);
+  // Tokens that can pass from age run `run` to the next older one at a time:
+  // whole blocks of the one, granules of the other.
+  int64_t AgingStep(int run) const;
+  // Quantizes anew the `count` oldest tokens of age run `run` > 0 into run
+  // run - 1: a multiple of AgingStep(run).
+  void Age(int run, int64_t count);
+  // Takes tokens out, ascending, none of them a sink, and closes the gaps, in
+  // order. Packed tokens behind the first one of a run are quantized anew where
+  // blocks change; those that no longer fill a granule pass to the next run, at
+  // last to the window.
+  void Remove(absl::Span<const int64_t> tokens);
+  // Moves such tokens, none of them demoted before, behind the demoted ones: a
+  // multiple of that codec's granularity.
+  void Demote(absl::Span<const int64_t> tokens);
 
   // Adds this stream's bytes; returns those of its page tables.
   int64_t AddTo(LedgerSide& ledger) const;
@@ -76,6 +117,23 @@ class KvStream {
  private:
   template <typename T>
   using Table = std::pmr::vector<T*>;
+
+  // Tokens [begin, end) since the run began; its first page holds `begin`.
+  struct Run {
+    Run(const BlockCodec* codec, std::pmr::memory_resource* memory)
+        : codec(codec), pages(memory) {}
+    int64_t num_tokens() const { return end - begin; }
+    int64_t block_stride() const {
+      return (codec->bytes().total() + 3) / 4 * 4;
+    }
+    int64_t page_bytes() const { return kBlocksPerPage * block_stride(); }
+    int64_t first_page() const {
+      return begin / codec->block_tokens() / kBlocksPerPage;
+    }
+    const BlockCodec* codec;
+    int64_t begin = 0, end = 0;
+    Table<uint8_t> pages;
+  };
 
   // Bytes from page i of a table to the next; 0 from the last.
   template <typename T>
@@ -85,6 +143,10 @@ class KvStream {
                      reinterpret_cast<const char*>(pages[i])
                : 0;
   }
+  const Run& AgeRun(int run) const {
+    return runs_[run + (has_demoted_ ? 1 : 0)];
+  }
+  Run& AgeRun(int run) { return runs_[run + (has_demoted_ ? 1 : 0)]; }
   int64_t SinkPageTokens(int64_t page) const;
   int64_t SinkPageBytes(int64_t page) const;
   int64_t WindowPageBytes() const;
@@ -92,28 +154,40 @@ class KvStream {
   Piece NewPlace(int64_t num_tokens);
   Piece WindowPiece(int64_t position, int64_t end) const;
   Piece SinkPiece(int64_t token, int64_t end) const;
+  Piece RunPiece(const Run& run, int64_t position) const;
   void ReadHalf(const Piece& piece, int64_t count, float* x,
                 int64_t stride) const;
   void ReadPacked(const Piece& piece, int64_t count, float* x,
                   int64_t stride) const;
-  uint8_t* Block(int64_t index) const;
-  void FreeLeftPages(int64_t old_begin);
+  void ReadPiece(const Piece& piece, int64_t count, float* x,
+                 int64_t stride) const;
+  // Positions [begin, end) as rows [n, D], locate(position) being where they
+  // lie.
+  template <typename Locate>
+  void ReadRows(const Locate& locate, int64_t begin, int64_t end,
+                float* rows) const;
+  // Packs `count` tokens at the end of a run; fill(first, n, x, stride) gives
+  // tokens [first, first + n) of them in the codec's order.
+  template <typename Fill>
+  void Pack(Run& run, int64_t count, const Fill& fill);
+  void PackRows(Run& run, const float* rows, int64_t count);
+  // The run ends at `end`, the beginning of a block.
+  void Truncate(Run& run, int64_t end);
   std::pmr::memory_resource* memory() const {
     return window_pages_.get_allocator().resource();
   }
 
   Side side_;
-  const BlockCodec* codec_;
+  bool has_demoted_;
   int head_dim_;
   int64_t max_sinks_;
   int64_t num_sinks_ = 0;
-  // Positions after the sinks: [0, num_packed_) are packed, [num_packed_,
-  // window_end_) are in the window.
-  int64_t num_packed_ = 0;
+  std::pmr::vector<Run> runs_;  // in order of tokens
+  // Positions in the window since it began; the first page holds window_begin_.
+  int64_t window_begin_ = 0;
   int64_t window_end_ = 0;
   Table<Half> sink_pages_;
-  Table<Half> window_pages_;  // the first holds position num_packed_
-  Table<uint8_t> block_pages_;
+  Table<Half> window_pages_;
 };
 
 }  // namespace kvmix

@@ -10,14 +10,15 @@ struct LedgerSide {
   int64_t codes = 0;
   int64_t scales = 0;
   int64_t zeros = 0;
-  int64_t sinks = 0;   // full-precision tokens at the start
-  int64_t window = 0;  // full-precision tokens at the end
+  int64_t side_data = 0;  // codebooks, outliers, factors, lists of channels
+  int64_t sinks = 0;      // full-precision tokens at the start
+  int64_t window = 0;     // full-precision tokens at the end
   int64_t slack =
       0;  // allocated and not used: room in the last block and in window pages
   int64_t packed_tokens = 0;  // summed over layers and KV heads; not bytes
   int64_t full_precision_tokens = 0;
   int64_t bytes() const {
-    return codes + scales + zeros + sinks + window + slack;
+    return codes + scales + zeros + side_data + sinks + window + slack;
   }
 };
 

@@ -21,7 +21,7 @@ Kernel KernelOf(const BlockCodec& codec) {
 }
 
 Kernel KernelOf(const KvStream& stream, const KvStream::Piece& piece) {
-  if (piece.half == nullptr) return KernelOf(*stream.codec());
+  if (piece.half == nullptr) return KernelOf(*piece.codec);
   // A short page of sinks has no slices.
   const bool slices =
       stream.side() == Side::kValue || piece.stride == KvStream::kPageTokens;
@@ -78,16 +78,15 @@ Scratch& ThreadScratch() {
   return scratch;
 }
 
-BlockRun RunOf(const KvStream& stream, const KvStream::Piece& piece,
-               int first_unit, int num_units) {
+BlockRun RunOf(const KvStream::Piece& piece, int first_unit, int num_units) {
   return {.block = piece.block,
-          .stride = stream.block_stride(),
+          .stride = piece.block_stride,
           .first_slice = first_unit,
           .num_slices = num_units,
           .ahead = piece.ahead};
 }
 
-void ScoreRun(const KvStream& keys, const KvStream::Piece& piece, Kernel kernel,
+void ScoreRun(const KvStream::Piece& piece, Kernel kernel,
               AttentionArithmetic arithmetic, int first_unit, int num_units,
               const Rows& queries, float* scores) {
   if (kernel == Kernel::kHalf) {
@@ -95,14 +94,14 @@ void ScoreRun(const KvStream& keys, const KvStream::Piece& piece, Kernel kernel,
                   queries.data, queries.count, scores, kPackedStride);
     return;
   }
-  BlockRun run = RunOf(keys, piece, first_unit, num_units);
+  BlockRun run = RunOf(piece, first_unit, num_units);
   if (kernel == Kernel::kBlocks) {
-    ScoreBlocks(*keys.codec()->lane_block(), arithmetic, run, queries.data,
+    ScoreBlocks(*piece.codec->lane_block(), arithmetic, run, queries.data,
                 queries.count, scores, kPackedStride);
     return;
   }
   run.block += first_unit * run.stride;
-  ScoreElevens(*keys.codec()->eleven_block(), run, num_units, queries.data,
+  ScoreElevens(*piece.codec->eleven_block(), run, num_units, queries.data,
                queries.count, scores, kPackedStride);
 }
 
@@ -166,8 +165,7 @@ void ScoreTokens(const KvStream& keys, AttentionArithmetic arithmetic,
     ForRuns(piece.first, n, UnitOf(kernel),
             [&](int unit, int units, int skip, int count) {
               float* out = skip == 0 ? to : ThreadScratch().rows;
-              ScoreRun(keys, piece, kernel, arithmetic, unit, units, queries,
-                       out);
+              ScoreRun(piece, kernel, arithmetic, unit, units, queries, out);
               for (int r = 0; skip != 0 && r < queries.count; ++r)
                 std::copy_n(out + r * kPackedStride + skip, count,
                             to + r * kPackedStride);
@@ -203,8 +201,8 @@ void AccumulateTokens(const KvStream& values, AttentionArithmetic arithmetic,
                 }
                 run_weights = ThreadScratch().rows;
               }
-              AccumulateBlocks(*values.codec()->lane_block(), arithmetic,
-                               RunOf(values, piece, unit, units), run_weights,
+              AccumulateBlocks(*piece.codec->lane_block(), arithmetic,
+                               RunOf(piece, unit, units), run_weights,
                                kPackedStride, out.count, out.data);
               from += count;
             });

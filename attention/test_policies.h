@@ -44,9 +44,11 @@ class KeepRecent final : public RecencyPolicy {
 
 class KeepAll final : public EvictionPolicy {
  public:
-  SignalSet RequiredSignals() const override { return {}; }
-  std::vector<int64_t> TokensToDrop(const EvictionState&) const override {
-    return {};
+  bool evicts() const override { return false; }
+  bool WouldDrop(const EvictionState&) const override { return false; }
+  std::vector<TokenList> TokensToDrop(
+      const EvictionState& state) const override {
+    return std::vector<TokenList>(state.heads.size());
   }
 };
 

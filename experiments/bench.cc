@@ -154,7 +154,8 @@ int64_t WeightBytesOfAStep(const Transformer& model) {
 }
 
 int64_t UsedBytes(const LedgerSide& side) {
-  return side.codes + side.scales + side.zeros + side.sinks + side.window;
+  return side.codes + side.scales + side.zeros + side.side_data + side.sinks +
+         side.window;
 }
 
 // Bytes of the caches that attention reads.

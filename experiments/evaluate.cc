@@ -111,6 +111,7 @@ LedgerSideRecord SideRecord(const LedgerSide& side, int head_dim) {
   record.set_codes(side.codes);
   record.set_scales(side.scales);
   record.set_zeros(side.zeros);
+  record.set_side_data(side.side_data);
   record.set_sinks(side.sinks);
   record.set_window(side.window);
   record.set_slack(side.slack);
@@ -154,10 +155,11 @@ std::string AttentionKernels(const KvCache& cache,
   std::set<std::string> names;
   for (int i = 0; i < cache.shape().num_layers; ++i) {
     for (const auto* streams : {&cache.layer(i).keys, &cache.layer(i).values}) {
-      // All heads of a layer have one codec.
-      const BlockCodec* codec = streams->front().codec();
-      names.insert(codec == nullptr ? "half"
-                                    : PackedKernelName(*codec, arithmetic));
+      // All heads of a layer have the same codecs.
+      const std::vector<const BlockCodec*> codecs = streams->front().codecs();
+      if (codecs.empty()) names.insert("half");
+      for (const BlockCodec* codec : codecs)
+        names.insert(PackedKernelName(*codec, arithmetic));
     }
   }
   return absl::StrJoin(names, " + ");

@@ -112,13 +112,14 @@ void AddSide(const LedgerSideRecord& side, double weight, SideBytes& mean) {
   mean.set_codes(mean.codes() + weight * side.codes());
   mean.set_scales(mean.scales() + weight * side.scales());
   mean.set_zeros(mean.zeros() + weight * side.zeros());
+  mean.set_side_data(mean.side_data() + weight * side.side_data());
   mean.set_sinks(mean.sinks() + weight * side.sinks());
   mean.set_window(mean.window() + weight * side.window());
   mean.set_slack(mean.slack() + weight * side.slack());
 }
 
 int64_t PackedBytes(const LedgerSideRecord& side) {
-  return side.codes() + side.scales() + side.zeros();
+  return side.codes() + side.scales() + side.zeros() + side.side_data();
 }
 
 int64_t TotalBytes(const LedgerSideRecord& side) {

@@ -55,9 +55,10 @@ Json QualityJson(const Quality& quality) {
 }
 
 Json SideJson(const SideBytes& side) {
-  return {{"codes", side.codes()},   {"scales", side.scales()},
-          {"zeros", side.zeros()},   {"sinks", side.sinks()},
-          {"window", side.window()}, {"slack", side.slack()}};
+  return {{"codes", side.codes()}, {"scales", side.scales()},
+          {"zeros", side.zeros()}, {"side_data", side.side_data()},
+          {"sinks", side.sinks()}, {"window", side.window()},
+          {"slack", side.slack()}};
 }
 
 Json MemoryJson(const MethodRecord& method, const Memory& memory) {

@@ -255,6 +255,12 @@ absl::Status Transformer::State::Validate(absl::Span<const Chunk> batch) const {
           " channels but the model has ", config.num_layers, " x ",
           config.num_kv_heads, " x ", config.head_dim));
     }
+    if (config.sliding_window > 0 && !chunk.cache->keeps_all_tokens()) {
+      return absl::UnimplementedError(absl::StrCat(
+          "batch[", i, "].cache has an eviction policy but the model attends ",
+          "to a sliding window of ", config.sliding_window,
+          " tokens; use eviction_policy \"keep_all\""));
+    }
     const int64_t past = chunk.cache->num_tokens(0);
     for (int layer = 1; layer < config.num_layers; ++layer) {
       if (chunk.cache->num_tokens(layer) != past) {
@@ -357,8 +363,11 @@ absl::Status Transformer::State::RunLayer(int index,
              .sliding_window = config.sliding_window,
              .arithmetic = arithmetic},
             threads);
-  for (const Chunk& chunk : batch)
-    KVMIX_RETURN_IF_ERROR(chunk.cache->FinishChunk(index));
+  for (size_t i = 0; i < batch.size(); ++i) {
+    KVMIX_RETURN_IF_ERROR(batch[i].cache->Observe(
+        index, items[i].queries, config.num_heads, AttentionScale(config)));
+    KVMIX_RETURN_IF_ERROR(batch[i].cache->FinishChunk(index));
+  }
   AddAttentionAndMlp(layer);
   return absl::OkStatus();
 }

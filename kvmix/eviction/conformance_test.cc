@@ -9,11 +9,13 @@
 #include "kvmix/base/registry.h"
 #include "kvmix/base/status_matchers.h"
 #include "kvmix/eviction/eviction_policy.h"
+#include "kvmix/eviction/eviction_test_state.h"
 
 namespace kvmix {
 namespace {
 
 using ::testing::HasSubstr;
+using testing::RandomLayer;
 using testing::StatusIs;
 
 absl::StatusOr<std::unique_ptr<EvictionPolicy>> Make(
@@ -28,23 +30,65 @@ class EvictionPolicyConformanceTest
   Component component_;
 };
 
-TEST_P(EvictionPolicyConformanceTest, DropsAscendingTokensOfTheCache) {
+RandomLayer::Shape RandomShape(CounterRandom& random) {
+  RandomLayer::Shape shape;
+  shape.num_heads = static_cast<int>(1 + random.Below(3));
+  shape.query_heads = static_cast<int>(1 + random.Below(3));
+  shape.num_tokens = static_cast<int64_t>(1 + random.Below(200));
+  shape.tokens_seen =
+      shape.num_tokens + static_cast<int64_t>(random.Below(100));
+  shape.queries =
+      static_cast<int64_t>(1 + random.Below((shape.num_tokens + 1) / 2));
+  shape.multiple = random.Below(2) == 0 ? 1 : 16;
+  if (random.Below(2) == 0) {
+    shape.sinks = static_cast<int64_t>(random.Below(shape.num_tokens / 4 + 1));
+    shape.demoted =
+        static_cast<int64_t>(random.Below(shape.num_tokens / 4 + 1));
+  }
+  shape.layer = static_cast<int>(random.Below(4));
+  return shape;
+}
+
+TEST_P(EvictionPolicyConformanceTest, DropsAscendingTokensThatMayLeave) {
   ASSERT_OK_AND_ASSIGN(const auto policy, Make(component_));
   CounterRandom random(/*seed=*/3, /*stream=*/0);
-  for (int i = 0; i < 1000; ++i) {
-    const EvictionState state = {
-        .layer = static_cast<int>(random.Below(32)),
-        .kv_head = static_cast<int>(random.Below(8)),
-        .num_tokens = static_cast<int64_t>(random.Below(5000))};
-    int64_t previous = -1;
-    const std::vector<int64_t> dropped = policy->TokensToDrop(state);
-    for (int64_t token : dropped) {
-      ASSERT_GT(token, previous);
-      ASSERT_LT(token, state.num_tokens);
-      previous = token;
+  int64_t drops = 0;
+  for (int i = 0; i < 100; ++i) {
+    const RandomLayer layer(RandomShape(random), i);
+    const EvictionState& state = layer.state();
+    const std::vector<TokenList> dropped = policy->TokensToDrop(state);
+    ASSERT_EQ(dropped.size(), state.heads.size());
+    for (size_t h = 0; h < dropped.size(); ++h) {
+      int64_t previous = state.heads[h].first_candidate - 1;
+      for (const int64_t token : dropped[h]) {
+        ASSERT_GT(token, previous);
+        ASSERT_LT(token, state.heads[h].num_tokens);
+        previous = token;
+      }
+      ASSERT_EQ(dropped[h].size() % state.multiple, 0u);
+      drops += static_cast<int64_t>(dropped[h].size());
+      if (!policy->WouldDrop(state)) {
+        ASSERT_TRUE(dropped[h].empty());
+      }
     }
     ASSERT_EQ(policy->TokensToDrop(state), dropped);
   }
+  EXPECT_EQ(drops > 0, policy->evicts());
+}
+
+// WouldDrop sees counts and positions alone.
+TEST_P(EvictionPolicyConformanceTest, AsksForTheSignalsThatItReads) {
+  ASSERT_OK_AND_ASSIGN(const auto policy, Make(component_));
+  const EvictionSignals signals = policy->signals();
+  const RandomLayer layer({}, 1);
+  EvictionState state = layer.state();
+  for (EvictionHead& head : state.heads) {
+    if (!signals.keys) head.keys = nullptr;
+    if (!signals.values) head.values = nullptr;
+    if (!signals.received) head.received = nullptr;
+    if (signals.query_window == 0) head.scores = nullptr;
+  }
+  EXPECT_EQ(policy->TokensToDrop(state), policy->TokensToDrop(layer.state()));
 }
 
 TEST_P(EvictionPolicyConformanceTest, OptionsOfAnotherTypeAreRefused) {
@@ -70,8 +114,11 @@ TEST(KeepAllTest, DropsNothingAndNeedsNoSignal) {
   Component component;
   component.set_name("keep_all");
   ASSERT_OK_AND_ASSIGN(const auto policy, Make(component));
-  EXPECT_TRUE(policy->RequiredSignals().empty());
-  EXPECT_TRUE(policy->TokensToDrop({.num_tokens = 1 << 20}).empty());
+  EXPECT_FALSE(policy->evicts());
+  const RandomLayer layer({.num_tokens = 1000, .tokens_seen = 1 << 20}, 1);
+  EXPECT_FALSE(policy->WouldDrop(layer.state()));
+  for (const TokenList& dropped : policy->TokensToDrop(layer.state()))
+    EXPECT_TRUE(dropped.empty());
 }
 
 }  // namespace

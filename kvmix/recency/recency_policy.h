@@ -8,8 +8,10 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "quant/quantizer.h"
 
 namespace kvmix {
@@ -25,6 +27,13 @@ struct WindowState {
   int granularity = 1;  // tokens leave in multiples of this
   int64_t window_tokens =
       0;  // in full precision now, the appended ones included, sinks not
+  int64_t packed_tokens = 0;  // quantized before and still in the cache
+};
+
+// Tokens between the window and the plan's own format.
+struct AgeTier {
+  QuantFormat format;
+  int64_t tokens = 0;  // that are stored so
 };
 
 class RecencyPolicy {
@@ -33,6 +42,12 @@ class RecencyPolicy {
   virtual FlushOrder flush_order() const = 0;
   // The first tokens of a sequence that are never quantized.
   virtual int64_t sink_tokens() const { return 0; }
+  // Formats that tokens pass through before that of the plan, the first one
+  // first. Errors: a format that head_dim does not allow.
+  virtual absl::StatusOr<std::vector<AgeTier>> Tiers(Side,
+                                                     int /*head_dim*/) const {
+    return std::vector<AgeTier>();
+  }
   // Checks that the policy can serve a stream of this format: called once per
   // layer and side.
   virtual absl::Status Validate(const WindowState& stream) const = 0;

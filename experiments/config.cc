@@ -218,6 +218,31 @@ absl::Status ResolveBudget(const ExperimentConfig& config, bool keeps_budget,
   return CheckCandidates(method);
 }
 
+// Fills what the method leaves open from its preset.
+absl::Status ReadPreset(Method& method) {
+  if (method.preset().empty()) return absl::OkStatus();
+  KVMIX_RETURN_IF_ERROR(ValidateName(method.preset(), "preset"));
+  KVMIX_ASSIGN_OR_RETURN(
+      const std::string path,
+      ResolveInputPath(
+          absl::StrCat("experiments/presets/", method.preset(), ".textproto")));
+  Method filled;
+  KVMIX_RETURN_IF_ERROR(ReadTextProto(path, filled));
+  if (filled.name().empty()) filled.set_name(method.preset());
+  if (method.has_plan() || !method.plan_file().empty()) {
+    filled.clear_bit_allocator();
+    filled.clear_importance_estimator();
+  }
+  method.clear_preset();
+  std::vector<const google::protobuf::FieldDescriptor*> fields;
+  method.GetReflection()->ListFields(method, &fields);
+  for (const auto* field : fields)
+    filled.GetReflection()->ClearField(&filled, field);
+  filled.MergeFrom(method);
+  method.Swap(&filled);
+  return absl::OkStatus();
+}
+
 absl::Status ResolveMethod(const ExperimentConfig& config, Method& method) {
   KVMIX_RETURN_IF_ERROR(ReadPlan(method));
   if (!method.has_quantizer()) *method.mutable_quantizer() = config.quantizer();
@@ -268,6 +293,7 @@ absl::Status ResolveMethods(ExperimentConfig& config) {
   for (int i = 0; i < config.method_size(); ++i) {
     const std::string field = absl::StrCat("method[", i, "]");
     Method& method = *config.mutable_method(i);
+    KVMIX_RETURN_IF_ERROR(AddContext(ReadPreset(method), field));
     if (method.name().empty())
       return absl::InvalidArgumentError(absl::StrCat(field, ".name is empty"));
     KVMIX_RETURN_IF_ERROR(

@@ -191,6 +191,24 @@ TEST(ConfigTest, ErrorsNameTheField) {
               StatusIs(kInvalid, HasSubstr("has a plan")));
 }
 
+TEST(ConfigTest, APresetFillsWhatIsLeftOpen) {
+  ASSERT_OK_AND_ASSIGN(
+      const ExperimentConfig config,
+      LoadConfig(WriteConfig(kConfig),
+                 {"method[1]={ preset: 'kivi' quantizer { name: 'turbo' } }"}));
+  const Method& method = config.method(1);
+  EXPECT_EQ(method.name(), "kivi");
+  EXPECT_EQ(method.preset(), "");
+  EXPECT_EQ(method.bit_allocator().name(), "uniform");
+  EXPECT_EQ(method.quantizer().name(), "turbo");
+  EXPECT_EQ(method.recency_policy().name(), "residual_window");
+  EXPECT_THAT(LoadWith({"method[1]={ preset: 'nowhere' }"}),
+              StatusIs(absl::StatusCode::kNotFound,
+                       HasSubstr("method[1]: experiments/presets/nowhere")));
+  EXPECT_THAT(LoadWith({"method[1]={ preset: '../kivi' }"}),
+              StatusIs(kInvalid, HasSubstr("preset is")));
+}
+
 TEST(ConfigTest, APlanFileBecomesTheMethodsPlan) {
   const std::string plan = ::testing::TempDir() + "/plan.textproto";
   ASSERT_OK(WriteFileAtomically(plan, "layer { key { bits: 16 } }"));

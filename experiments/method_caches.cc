@@ -49,6 +49,22 @@ class CpuCaches final : public MethodCaches {
   std::vector<std::unique_ptr<KvCache>> caches_;
 };
 
+// The device's cache keeps all tokens, each in the format of the plan.
+absl::Status CheckRunsOnDevice(const RunnableMethod& method) {
+  if (method.eviction->evicts()) {
+    return absl::UnimplementedError(
+        "the eviction policy drops or demotes tokens, which only the CPU does; "
+        "set model.device: CPU or eviction_policy \"keep_all\"");
+  }
+  constexpr int kAnyHeadDim = 64;
+  KVMIX_ASSIGN_OR_RETURN(const std::vector<AgeTier> tiers,
+                         method.recency->Tiers(Side::kKey, kAnyHeadDim));
+  if (tiers.empty()) return absl::OkStatus();
+  return absl::UnimplementedError(
+      "the recency policy stores tokens in several formats, which only the CPU "
+      "does; set model.device: CPU or another recency_policy");
+}
+
 // One method after the other: sequences of one pass share a plan.
 class DeviceCaches final : public MethodCaches {
  public:
@@ -57,6 +73,8 @@ class DeviceCaches final : public MethodCaches {
       const CacheRoom& room) {
     auto caches = std::unique_ptr<DeviceCaches>(new DeviceCaches(model));
     for (const RunnableMethod& method : methods) {
+      KVMIX_RETURN_IF_ERROR(AddContext(CheckRunsOnDevice(method),
+                                       absl::StrCat("method ", method.name)));
       absl::StatusOr<std::unique_ptr<DeviceSequences>> sequences =
           model.NewSequences(method.plan, method.recency,
                              {.num_sequences = 1,

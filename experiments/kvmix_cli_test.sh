@@ -24,7 +24,7 @@ expect() {
 expect 0 "usage: kvmix COMMAND" --help
 expect 2 "usage: kvmix COMMAND"
 expect 2 'there is no command "fly"' fly
-for command in run profile plan generate bench tokenize logits inspect list; do
+for command in run profile plan compare_estimators generate bench tokenize logits inspect list; do
   expect 0 "usage: kvmix $command" "$command" --help
   expect 2 "unknown flag --nope" "$command" --nope
 done
@@ -49,6 +49,13 @@ expect 0 "forward passes alone" "${profile[@]}"
 expect 0 "read from disk" "${profile[@]}"
 expect 0 "none was needed" "${profile[@]}" --estimator=random
 expect 0 "KIVI-2bit-r64: K 2 bits nominal, 3 effective" plan --method=KIVI-2bit-r64
+# A quarter of the streams at 4 bits instead of 2, chosen by what a format loses.
+knapsack='method[2]={name: "knapsack" bit_allocator { name: "knapsack" } importance_estimator { name: "quantization_error" }'
+knapsack+=' budget { effective_bits: 3.5 } candidate { bits: 2 } candidate { bits: 4 } }'
+expect 0 "chosen  4: -" plan --set profile.num_prompts=1 --set "$knapsack" --method=knapsack
+expect 0 "leave_one_out" compare_estimators --set profile.num_prompts=2 --set profile.prompt_tokens=64 \
+  --set output="$work/out" --estimator=gradient_norm --estimator='{ name: "isolated_kl" }' --resamples=20
+expect 1 "hessian_trace" compare_estimators --estimator=hessian_trace
 expect 0 "packed part" plan --method=KIVI-2bit-r64 --output_file="$work/plan.textproto"
 expect 0 "the cache is" generate --prompt="Tom the baker" --max_tokens=5 \
   --plan="$work/plan.textproto" --method=KIVI-2bit-r64

@@ -74,6 +74,47 @@ Table PlanTable(const CachePlan& plan) {
   return table;
 }
 
+Table AlternativesTable(const CachePlan& plan, const FormatChoices& formats,
+                        const ChoiceTable& choices) {
+  Table table;
+  table.header = {"stored", "bits", "predicted loss"};
+  for (int f = 0; f < std::max(formats.key_size(), formats.value_size()); ++f)
+    table.header.push_back(absl::StrCat("format ", f + 1));
+  for (size_t i = 0; i < choices.size(); ++i) {
+    const bool key = i % 2 == 0;
+    const LayerPlan& layer = plan.layer(static_cast<int>(i / 2));
+    const QuantFormat& own = key ? layer.key() : layer.value();
+    const auto& offered = key ? formats.key() : formats.value();
+    const auto same = std::find_if(
+        offered.begin(), offered.end(), [&](const QuantFormat& format) {
+          return format.SerializeAsString() == own.SerializeAsString();
+        });
+    std::vector<std::string> row = {
+        absl::StrCat("layer ", i / 2, key ? " keys" : " values"),
+        absl::StrCat(own.bits())};
+    const bool known = same != offered.end();
+    const Choice* chosen =
+        known ? &choices[i][same - offered.begin()] : nullptr;
+    row.push_back(known ? absl::StrFormat("%.3g", chosen->loss) : "-");
+    for (int f = 0; f < offered.size(); ++f) {
+      const Choice& choice = choices[i][f];
+      if (&choice == chosen) {
+        row.push_back("chosen");
+      } else if (known) {
+        row.push_back(absl::StrFormat("%d: %+.2g, %+d B", offered[f].bits(),
+                                      choice.loss - chosen->loss,
+                                      choice.bytes - chosen->bytes));
+      } else {
+        row.push_back(absl::StrFormat("%d: %.2g, %d B", offered[f].bits(),
+                                      choice.loss, choice.bytes));
+      }
+    }
+    row.resize(table.header.size(), "");
+    table.rows.push_back(std::move(row));
+  }
+  return table;
+}
+
 absl::StatusOr<std::string> PlanSummary(const CachePlan& plan, int head_dim) {
   KVMIX_ASSIGN_OR_RETURN(const PlanBits bits, BitsOfPlan(plan, head_dim));
   return absl::StrFormat(

@@ -6,6 +6,7 @@
 #include "absl/status/statusor.h"
 #include "experiments/record.pb.h"
 #include "experiments/table.h"
+#include "kvmix/allocation/choice_table.h"
 #include "kvmix/cache_plan.pb.h"
 
 namespace kvmix {
@@ -15,6 +16,13 @@ Table ProfileTable(const ImportanceProfile& profile);
 
 // Formats of keys and values, as "3 bits, per channel, group 11".
 Table PlanTable(const CachePlan& plan);
+
+// What choosing otherwise would have cost: for the keys and the values of every
+// layer the predicted loss of the format that the plan has, and of each other
+// format on offer the difference from it, with the bytes that it takes more.
+// "-" where the plan has a format that is not on offer.
+Table AlternativesTable(const CachePlan& plan, const FormatChoices& formats,
+                        const ChoiceTable& choices);
 
 // "3 bits, per channel, group 11"
 std::string FormatText(const QuantFormat& format);

@@ -210,6 +210,13 @@ void DescribeMachine(LoadedModel& model, Timings& timings) {
 
 }  // namespace
 
+const ImportanceProfile* PreparedMethods::ProfileOf(size_t m) const {
+  for (const StoredProfile& profile : profiles) {
+    if (profile.key() == profile_of[m]) return &profile.profile();
+  }
+  return nullptr;
+}
+
 absl::StatusOr<PreparedMethods> PrepareMethods(const ExperimentConfig& config,
                                                LoadedModel& model,
                                                const std::atomic<bool>* stop) {

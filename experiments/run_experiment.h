@@ -33,6 +33,9 @@ struct PreparedMethods {
   std::vector<RunnableMethod> methods;
   std::vector<StoredProfile> profiles;  // each one once
   std::vector<std::string> profile_of;  // key for each method, or ""
+
+  // The profile that method m's plan was made from, or null.
+  const ImportanceProfile* ProfileOf(size_t m) const;
 };
 absl::StatusOr<PreparedMethods> PrepareMethods(
     const ExperimentConfig& config, LoadedModel& model,

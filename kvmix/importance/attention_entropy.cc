@@ -4,6 +4,7 @@
 // looks at one token alone, 0 if at all alike. The conjecture is that a layer
 // which picks single tokens needs them exactly; keys and values score the same.
 // Needs one forward pass.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <memory>

@@ -425,7 +425,7 @@ absl::StatusOr<ProfileBenchRow> MeasureProfile(Transformer& model,
   KVMIX_RETURN_IF_ERROR(estimator->Start(
       {.num_layers = model.config().num_layers, .seed = kSeed}));
   KVMIX_ASSIGN_OR_RETURN(const Observation seen,
-                         ObservePrompts(model, prompts, *estimator,
+                         ObservePrompts({.cpu = &model}, prompts, *estimator,
                                         {.time_forward = true, .stop = stop}));
   ProfileBenchRow row;
   row.estimator = name;

@@ -117,7 +117,9 @@ TEST(CudaExperimentTest, RecordIsTheCpusWithinRounding) {
     const MethodRecord& want = cpu.record.method(m);
     const MethodRecord& got = cuda.record.method(m);
     EXPECT_EQ(PrintTextProto(got.plan()), PrintTextProto(want.plan()));
-    EXPECT_EQ(got.profile(), want.profile());
+    // Profiles are the device's own, where a method has one.
+    EXPECT_EQ(got.profile().empty(), want.profile().empty());
+    EXPECT_EQ(got.profile() == want.profile(), want.profile().empty());
     EXPECT_THAT(got.attention_kernels(), HasSubstr("tensor cores"));
     ExpectSameQuality(got.dataset(0).quality(), want.dataset(0).quality(),
                       want.name());

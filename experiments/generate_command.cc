@@ -116,6 +116,10 @@ absl::Status GenerateCommand(absl::Span<const std::string> args,
   }
   KVMIX_ASSIGN_OR_RETURN(ExperimentConfig config, flags.Load());
   KVMIX_RETURN_IF_ERROR(ChooseMethod(method_name, plan_file, config));
+  if (config.model().device() != ModelSource::CPU) {
+    return absl::UnimplementedError(
+        "generate runs on the CPU alone; set model.device to CPU");
+  }
   KVMIX_ASSIGN_OR_RETURN(LoadedModel model,
                          LoadModel(config.model(), config.threads()));
   KVMIX_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens,

@@ -34,16 +34,19 @@ absl::StatusOr<double> TimeForward(Transformer& model,
 }
 
 // The loss.
-absl::StatusOr<double> ObserveTraces(Transformer& model,
+absl::StatusOr<double> ObserveTraces(const WhereToRun& where,
                                      const std::vector<int32_t>& tokens,
                                      int index,
                                      ImportanceEstimator& estimator) {
   const TraceOptions options = {.signals = estimator.RequiredSignals(),
                                 .label_shift = estimator.LabelShift(),
                                 .prompt = index};
-  return TraceLayers(model, tokens, options, [&](const LayerTrace& trace) {
+  const auto observe = [&](const LayerTrace& trace) {
     return estimator.Observe(trace);
-  });
+  };
+  if (where.device != nullptr)
+    return where.device->TraceLayers(tokens, options, observe);
+  return TraceLayers(*where.cpu, tokens, options, observe);
 }
 
 double Mean(const google::protobuf::RepeatedField<double>& x) {
@@ -55,7 +58,7 @@ double Mean(const google::protobuf::RepeatedField<double>& x) {
 constexpr size_t kTrialBatch = 16;
 
 // Full precision's loss.
-absl::StatusOr<double> ObserveTrials(Transformer& model,
+absl::StatusOr<double> ObserveTrials(const WhereToRun& where,
                                      const std::vector<int32_t>& tokens,
                                      int index, ImportanceEstimator& estimator,
                                      const ObserveOptions& options) {
@@ -65,11 +68,11 @@ absl::StatusOr<double> ObserveTrials(Transformer& model,
   Evaluation evaluation;
   evaluation.set_mode(Evaluation::CHUNKED);
   evaluation.set_chunk_tokens(options.trial_chunk_tokens);
-  ThreadPool threads(model.threads().num_threads());  // of the scores
+  ThreadPool threads(where.cpu->threads().num_threads());  // of the scores
   double loss = 0;
   for (size_t first = 0; first < plans.size(); first += kTrialBatch) {
     KVMIX_ASSIGN_OR_RETURN(RunnableMethod full,
-                           FullPrecision(model.cache_shape()));
+                           FullPrecision(where.cpu->cache_shape()));
     std::vector<RunnableMethod> methods = {full};
     const size_t end = std::min(plans.size(), first + kTrialBatch);
     for (size_t i = first; i < end; ++i) {
@@ -78,8 +81,8 @@ absl::StatusOr<double> ObserveTrials(Transformer& model,
       methods.back().plan = plans[i];
     }
     KVMIX_ASSIGN_OR_RETURN(const WindowRecord record,
-                           EvaluateWindow({.cpu = &model}, methods, window,
-                                          evaluation, threads, options.stop));
+                           EvaluateWindow(where, methods, window, evaluation,
+                                          threads, options.stop));
     loss = Mean(record.method(0).nll());
     for (size_t i = first; i < end; ++i) {
       const WindowMethod& trial =
@@ -95,25 +98,25 @@ absl::StatusOr<double> ObserveTrials(Transformer& model,
   return loss;
 }
 
-absl::StatusOr<double> ObservePrompt(Transformer& model,
+absl::StatusOr<double> ObservePrompt(const WhereToRun& where,
                                      const std::vector<int32_t>& tokens,
                                      int index, ImportanceEstimator& estimator,
                                      const ObserveOptions& options) {
   double loss = 0;
   if (estimator.NeedsTrials()) {
     KVMIX_ASSIGN_OR_RETURN(
-        loss, ObserveTrials(model, tokens, index, estimator, options));
+        loss, ObserveTrials(where, tokens, index, estimator, options));
   }
   if (!estimator.RequiredSignals().empty()) {
     KVMIX_ASSIGN_OR_RETURN(loss,
-                           ObserveTraces(model, tokens, index, estimator));
+                           ObserveTraces(where, tokens, index, estimator));
   }
   return loss;
 }
 
 }  // namespace
 
-absl::StatusOr<Observation> ObservePrompts(Transformer& model,
+absl::StatusOr<Observation> ObservePrompts(const WhereToRun& where,
                                            const Prompts& prompts,
                                            ImportanceEstimator& estimator,
                                            const ObserveOptions& options) {
@@ -124,13 +127,13 @@ absl::StatusOr<Observation> ObservePrompts(Transformer& model,
       return absl::CancelledError("interrupted");
     if (options.time_forward) {
       KVMIX_ASSIGN_OR_RETURN(const double seconds,
-                             TimeForward(model, prompts[i]));
+                             TimeForward(*where.cpu, prompts[i]));
       seen.forward_seconds.push_back(seconds);
     }
     const absl::Time start = absl::Now();
     const int index = options.first_prompt + static_cast<int>(i);
     absl::StatusOr<double> loss =
-        ObservePrompt(model, prompts[i], index, estimator, options);
+        ObservePrompt(where, prompts[i], index, estimator, options);
     if (!loss.ok())
       return AddContext(loss.status(), absl::StrCat("prompt ", index));
     seen.profile_seconds.push_back(SecondsSince(start));

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "experiments/method_caches.h"
 #include "kvmix/importance/importance_estimator.h"
 #include "models/transformer.h"
 
@@ -34,9 +35,10 @@ struct ObserveOptions {
   const std::atomic<bool>* stop = nullptr;
 };
 
-// All layers of all prompts, and all trial plans. Errors: those of TraceLayers
+// All layers of all prompts, and all trial plans, on the device if there is one
+// (check_against_cpu means chunks, not traces). Errors: those of TraceLayers
 // and EvaluateWindow; Cancelled when *stop becomes true.
-absl::StatusOr<Observation> ObservePrompts(Transformer& model,
+absl::StatusOr<Observation> ObservePrompts(const WhereToRun& where,
                                            const Prompts& prompts,
                                            ImportanceEstimator& estimator,
                                            const ObserveOptions& options);

@@ -1,5 +1,6 @@
 #include <iostream>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "experiments/command_line.h"
 #include "experiments/commands.h"
@@ -23,6 +24,7 @@ absl::Status RunCommand(absl::Span<const std::string> args,
   std::vector<std::string> overrides;
   std::string output;
   int threads = -1;
+  std::string device;
   bool dry_run = false;
   command_line.Flag("set", &overrides,
                     "path=value, changes a field of the config, as\n"
@@ -32,6 +34,8 @@ absl::Status RunCommand(absl::Span<const std::string> args,
                     "folder for results; the config's, or out, if empty");
   command_line.Flag("threads", &threads,
                     "0: one for each core; -1: what the config says");
+  command_line.Flag("device", &device,
+                    "cpu or cuda; what the config says if empty");
   command_line.Flag("dry_run", &dry_run, "check the config, print it and stop");
   KVMIX_ASSIGN_OR_RETURN(const std::vector<std::string> arguments,
                          command_line.Parse(args));
@@ -39,6 +43,10 @@ absl::Status RunCommand(absl::Span<const std::string> args,
     return UsageError("takes one config file; see kvmix run --help");
   if (!output.empty()) overrides.push_back(absl::StrCat("output=", output));
   if (threads >= 0) overrides.push_back(absl::StrCat("threads=", threads));
+  if (!device.empty()) {
+    overrides.push_back(
+        absl::StrCat("model.device=", absl::AsciiStrToUpper(device)));
+  }
   KVMIX_ASSIGN_OR_RETURN(const ExperimentConfig config,
                          LoadConfig(arguments[0], overrides));
   if (dry_run) {

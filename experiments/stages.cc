@@ -22,7 +22,8 @@ std::string ProfileKey(const StoredProfile& profile) {
   return Fingerprint(absl::StrCat(
       profile.model(), "\n", profile.prompts(), "\n", profile.estimator(), "\n",
       profile.seed(), "\n", PrintTextProto(profile.formats()), "\n",
-      profile.trial_chunk_tokens()));
+      profile.trial_chunk_tokens(),
+      profile.device().empty() ? "" : "\n" + profile.device()));
 }
 
 double Sum(const std::vector<double>& values) {
@@ -77,6 +78,7 @@ absl::StatusOr<StoredProfile> Profile(LoadedModel& model,
   if (estimator->NeedsFormats()) *stored.mutable_formats() = request.formats;
   if (estimator->NeedsTrials())
     stored.set_trial_chunk_tokens(request.trial_chunk_tokens);
+  if (needs_model && model.device != nullptr) stored.set_device("CUDA");
   stored.set_key(ProfileKey(stored));
   const std::string path =
       absl::StrCat(request.folder, "/", stored.key(), ".textproto");
@@ -96,7 +98,7 @@ absl::StatusOr<StoredProfile> Profile(LoadedModel& model,
   if (needs_model) {
     KVMIX_ASSIGN_OR_RETURN(
         const Observation seen,
-        ObservePrompts(*model.transformer, prompts, *estimator,
+        ObservePrompts(model.where_to_run(), prompts, *estimator,
                        {.time_forward = request.time_forward,
                         .trial_chunk_tokens = request.trial_chunk_tokens,
                         .stop = request.stop}));

@@ -195,10 +195,8 @@ class Tracer {
     double sum = 0;
     for (const double loss : losses) sum += loss;
     const double loss = sum / static_cast<double>(num_labels);
-    if (std::isfinite(loss)) return loss;
-    return absl::FailedPreconditionError(absl::StrCat(
-        "the loss is ", loss,
-        ": the model's weights or this prompt overflow its arithmetic"));
+    KVMIX_RETURN_IF_ERROR(CheckLoss(loss));
+    return loss;
   }
 
   // dhidden_ becomes the gradient of layer i's input, unless i is 0: below the
@@ -320,55 +318,29 @@ class Tracer {
     if (signals_.Has(Signal::kKeyProjection) ||
         signals_.Has(Signal::kValueProjection))
       CopyProjections(layer);
-    LayerTrace trace;
-    trace.prompt = options_.prompt;
-    trace.layer = layer;
-    trace.num_tokens = num_tokens_;
-    trace.num_heads = config_.num_heads;
-    trace.sliding_window = config_.sliding_window;
-    trace.num_kv_heads = config_.num_kv_heads;
-    trace.head_dim = config_.head_dim;
-    trace.hidden_size = config_.hidden_size;
-    const int64_t states = num_tokens_ * kv_size_;
+    LayerTrace trace = EmptyTrace(config_, num_tokens_, options_.prompt, layer);
     const int64_t projection = kv_size_ * hidden_size_;
-    struct Field {
-      Signal signal;
-      const float* LayerTrace::*field;
-      const float* data;
-      int64_t size;
+    const auto set = [&](Signal signal, const float* LayerTrace::*field,
+                         const float* data) {
+      if (signals_.Has(signal)) trace.*field = data;
     };
-    const Field fields[] = {
-        {Signal::kKeyStates, &LayerTrace::key_states, keys_.get(), states},
-        {Signal::kValueStates, &LayerTrace::value_states, values_.get(),
-         states},
-        {Signal::kKeyStateGradient, &LayerTrace::key_state_gradient,
-         dkeys_.get(), states},
-        {Signal::kValueStateGradient, &LayerTrace::value_state_gradient,
-         dvalues_.get(), states},
-        {Signal::kKeyProjectionGradient, &LayerTrace::key_projection_gradient,
-         dprojection_.get(), projection},
-        {Signal::kValueProjectionGradient,
-         &LayerTrace::value_projection_gradient,
-         dprojection_.get() + projection, projection},
-        {Signal::kQueryStates, &LayerTrace::query_states, queries_.get(),
-         num_tokens_ * q_size_},
-        {Signal::kKeyProjection, &LayerTrace::key_projection,
-         projections_.get(), projection},
-        {Signal::kValueProjection, &LayerTrace::value_projection,
-         projections_.get() + projection, projection},
-    };
-    for (const Field& field : fields) {
-      if (!signals_.Has(field.signal)) continue;
-      for (int64_t i = 0; i < field.size; ++i) {
-        if (!std::isfinite(field.data[i])) {
-          return absl::FailedPreconditionError(absl::StrCat(
-              "layer ", layer, " ", SignalSet({field.signal}).ToString(), "[",
-              i, "] is ", field.data[i],
-              ": the model's weights or this prompt overflow its arithmetic"));
-        }
-      }
-      trace.*field.field = field.data;
-    }
+    set(Signal::kKeyStates, &LayerTrace::key_states, keys_.get());
+    set(Signal::kValueStates, &LayerTrace::value_states, values_.get());
+    set(Signal::kKeyStateGradient, &LayerTrace::key_state_gradient,
+        dkeys_.get());
+    set(Signal::kValueStateGradient, &LayerTrace::value_state_gradient,
+        dvalues_.get());
+    set(Signal::kKeyProjectionGradient, &LayerTrace::key_projection_gradient,
+        dprojection_.get());
+    set(Signal::kValueProjectionGradient,
+        &LayerTrace::value_projection_gradient,
+        dprojection_.get() + projection);
+    set(Signal::kQueryStates, &LayerTrace::query_states, queries_.get());
+    set(Signal::kKeyProjection, &LayerTrace::key_projection,
+        projections_.get());
+    set(Signal::kValueProjection, &LayerTrace::value_projection,
+        projections_.get() + projection);
+    KVMIX_RETURN_IF_ERROR(CheckIsFinite(trace));
     return observe_(trace);
   }
 
@@ -427,9 +399,11 @@ absl::Status ValidateTokens(const ModelConfig& config,
   return absl::OkStatus();
 }
 
-absl::Status Validate(const Transformer& model,
-                      absl::Span<const int32_t> tokens,
-                      const TraceOptions& options) {
+}  // namespace
+
+absl::Status ValidateTrace(const ModelConfig& config, ComputeType compute,
+                           absl::Span<const int32_t> tokens,
+                           const TraceOptions& options) {
   const int64_t num_tokens = static_cast<int64_t>(tokens.size());
   if (options.label_shift < 1) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -441,24 +415,79 @@ absl::Status Validate(const Transformer& model,
         " tokens but a loss with label_shift ", options.label_shift,
         " needs at least ", options.label_shift + 1));
   }
-  KVMIX_RETURN_IF_ERROR(AddContext(ValidateTokens(model.config(), tokens),
+  KVMIX_RETURN_IF_ERROR(AddContext(ValidateTokens(config, tokens),
                                    absl::StrCat("prompt ", options.prompt)));
-  if (options.signals.NeedsGradients() &&
-      model.weights().lm_head->compute() != ComputeType::kFloat32) {
+  if (options.signals.NeedsGradients() && compute != ComputeType::kFloat32) {
     return absl::FailedPreconditionError(absl::StrCat(
         "gradients need compute: FLOAT32; the model was loaded in ",
-        ComputeTypeName(model.weights().lm_head->compute())));
+        ComputeTypeName(compute)));
   }
   return absl::OkStatus();
 }
 
-}  // namespace
+LayerTrace EmptyTrace(const ModelConfig& config, int64_t num_tokens, int prompt,
+                      int layer) {
+  LayerTrace trace;
+  trace.prompt = prompt;
+  trace.layer = layer;
+  trace.num_tokens = num_tokens;
+  trace.num_heads = config.num_heads;
+  trace.sliding_window = config.sliding_window;
+  trace.num_kv_heads = config.num_kv_heads;
+  trace.head_dim = config.head_dim;
+  trace.hidden_size = config.hidden_size;
+  return trace;
+}
+
+absl::Status CheckIsFinite(const LayerTrace& trace) {
+  const int64_t kv_size = int64_t{trace.num_kv_heads} * trace.head_dim;
+  const int64_t states = trace.num_tokens * kv_size;
+  const int64_t projection = kv_size * trace.hidden_size;
+  const int64_t queries =
+      trace.num_tokens * int64_t{trace.num_heads} * trace.head_dim;
+  struct Field {
+    Signal signal;
+    const float* data;
+    int64_t size;
+  };
+  const Field fields[] = {
+      {Signal::kKeyStates, trace.key_states, states},
+      {Signal::kValueStates, trace.value_states, states},
+      {Signal::kKeyStateGradient, trace.key_state_gradient, states},
+      {Signal::kValueStateGradient, trace.value_state_gradient, states},
+      {Signal::kKeyProjectionGradient, trace.key_projection_gradient,
+       projection},
+      {Signal::kValueProjectionGradient, trace.value_projection_gradient,
+       projection},
+      {Signal::kQueryStates, trace.query_states, queries},
+      {Signal::kKeyProjection, trace.key_projection, projection},
+      {Signal::kValueProjection, trace.value_projection, projection},
+  };
+  for (const Field& field : fields) {
+    for (int64_t i = 0; field.data != nullptr && i < field.size; ++i) {
+      if (std::isfinite(field.data[i])) continue;
+      return absl::FailedPreconditionError(absl::StrCat(
+          "layer ", trace.layer, " ", SignalSet({field.signal}).ToString(), "[",
+          i, "] is ", field.data[i],
+          ": the model's weights or this prompt overflow its arithmetic"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckLoss(double loss) {
+  if (std::isfinite(loss)) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(
+      "the loss is ", loss,
+      ": the model's weights or this prompt overflow its arithmetic"));
+}
 
 absl::StatusOr<double> TraceLayers(
     Transformer& model, absl::Span<const int32_t> tokens,
     const TraceOptions& options,
     const std::function<absl::Status(const LayerTrace&)>& observe) {
-  KVMIX_RETURN_IF_ERROR(Validate(model, tokens, options));
+  KVMIX_RETURN_IF_ERROR(ValidateTrace(
+      model.config(), model.weights().lm_head->compute(), tokens, options));
   return Tracer(model, tokens, options, observe).Run();
 }
 

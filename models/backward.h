@@ -31,6 +31,22 @@ absl::StatusOr<double> TraceLayers(
     const TraceOptions& options,
     const std::function<absl::Status(const LayerTrace&)>& observe);
 
+// ---- What TraceLayers on every device shares ----
+
+// A prompt and signals that cannot be traced, on a model that computes in
+// `compute`.
+absl::Status ValidateTrace(const ModelConfig& config, ComputeType compute,
+                           absl::Span<const int32_t> tokens,
+                           const TraceOptions& options);
+
+// A trace's sizes, without signals.
+LayerTrace EmptyTrace(const ModelConfig& config, int64_t num_tokens, int prompt,
+                      int layer);
+
+// An error that names the first number of a trace that is not finite.
+absl::Status CheckIsFinite(const LayerTrace& trace);
+absl::Status CheckLoss(double loss);
+
 // Logits of all tokens with keys and values in float and no cache between: what
 // another framework computes, where Forward differs by the rounding of cached
 // keys and values to half. Rows are shown as Forward shows chunk 0's. Errors:

@@ -68,19 +68,30 @@ CudaLinear::~CudaLinear() {
   if (handle_ != nullptr) cublasDestroy(handle_);
 }
 
+absl::Status CudaLinear::Multiply(const Matrix& a, const Matrix& b, int64_t m,
+                                  int64_t n, int64_t k, float scale, bool add,
+                                  float* out, int64_t out_stride) {
+  // To cuBLAS, whose matrices are column-major, ours are their transposes:
+  // out^T = b^T a^T.
+  const float beta = add ? 1 : 0;
+  const auto operation = [](const Matrix& x) {
+    return x.transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
+  };
+  return CublasStatus(
+      cublasGemmEx(handle_, operation(b), operation(a), static_cast<int>(n),
+                   static_cast<int>(m), static_cast<int>(k), &scale, b.data,
+                   DataType(b.type), static_cast<int>(b.stride), a.data,
+                   DataType(a.type), static_cast<int>(a.stride), &beta, out,
+                   CUDA_R_32F, static_cast<int>(out_stride), CUBLAS_COMPUTE_32F,
+                   CUBLAS_GEMM_DEFAULT),
+      "matrix product");
+}
+
 absl::Status CudaLinear::Forward(const void* x, const void* weight,
                                  CudaNumber type, int64_t rows, int64_t inputs,
                                  int64_t outputs, bool add, float* out) {
-  // To cuBLAS, whose matrices are column-major, ours are their transposes:
-  // out^T = weight x^T.
-  const float alpha = 1, beta = add ? 1 : 0;
-  const int m = static_cast<int>(outputs), n = static_cast<int>(rows),
-            k = static_cast<int>(inputs);
-  return CublasStatus(
-      cublasGemmEx(handle_, CUBLAS_OP_T, CUBLAS_OP_N, m, n, k, &alpha, weight,
-                   DataType(type), k, x, DataType(type), k, &beta, out,
-                   CUDA_R_32F, m, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
-      "matrix product");
+  return Multiply({x, type, inputs}, {weight, type, inputs, true}, rows,
+                  outputs, inputs, /*scale=*/1, add, out, outputs);
 }
 
 }  // namespace kvmix

@@ -22,6 +22,19 @@ class CudaLinear {
   CudaLinear& operator=(CudaLinear&& other);
   ~CudaLinear();
 
+  // A matrix in rows `stride` numbers apart.
+  struct Matrix {
+    const void* data = nullptr;
+    CudaNumber type = CudaNumber::kFloat;
+    int64_t stride = 0;
+    bool transposed = false;  // the product takes its transpose
+  };
+  // out [m, n] = scale a [m, k] b [k, n], added to what `out` holds if `add`;
+  // rows of out are out_stride numbers apart. a and b are of one type.
+  absl::Status Multiply(const Matrix& a, const Matrix& b, int64_t m, int64_t n,
+                        int64_t k, float scale, bool add, float* out,
+                        int64_t out_stride);
+
   // out [rows, outputs] = x [rows, inputs] weight [outputs, inputs]^T, added to
   // what `out` holds if `add`. x and weight are numbers of `type`; all are
   // row-major without gaps.

@@ -19,6 +19,7 @@
 #include "kvmix/base/status_macros.h"
 #include "models/cuda_linear.h"
 #include "models/cuda_ops.h"
+#include "models/cuda_trace.h"
 #include "models/cuda_weights.h"
 #include "models/device_model.h"
 #include "models/ops.h"
@@ -162,6 +163,20 @@ class CudaModel final : public DeviceModel {
   absl::Status Forward(DeviceSequences& sequences,
                        absl::Span<const DeviceChunk> batch,
                        const LogitsConsumer& consume) override;
+  absl::StatusOr<double> TraceLayers(
+      absl::Span<const int32_t> tokens, const TraceOptions& options,
+      const std::function<absl::Status(const LayerTrace&)>& observe) override {
+    const ComputeType compute = weights_.type == CudaNumber::kFloat
+                                    ? ComputeType::kFloat32
+                                    : ComputeType::kBFloat16;
+    KVMIX_RETURN_IF_ERROR(ValidateTrace(config_, compute, tokens, options));
+    if (compute != ComputeType::kFloat32) {
+      return absl::UnimplementedError(
+          "profiles on device CUDA need compute: FLOAT32");
+    }
+    return TraceLayersOnCuda(config_, weights_, *linear_, stream_, tokens,
+                             options, observe);
+  }
 
  private:
   // A row of logits to be made.

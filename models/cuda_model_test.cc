@@ -154,6 +154,87 @@ TEST(CudaModelTest, MistralHasASlidingWindow) {
   ExpectSameAsCpu(config, {}, kFloatTolerance);
 }
 
+// Every signal of every layer, copied.
+using Signals = std::map<std::pair<int, std::string>, std::vector<float>>;
+
+void CopySignals(const LayerTrace& trace, Signals& signals) {
+  const int64_t kv_size = int64_t{trace.num_kv_heads} * trace.head_dim;
+  const int64_t states = trace.num_tokens * kv_size;
+  const int64_t projection = kv_size * trace.hidden_size;
+  const auto copy = [&](const char* name, const float* x, int64_t size) {
+    ASSERT_NE(x, nullptr) << name;
+    signals[{trace.layer, name}].assign(x, x + size);
+  };
+  copy("key", trace.key_states, states);
+  copy("value", trace.value_states, states);
+  copy("key gradient", trace.key_state_gradient, states);
+  copy("value gradient", trace.value_state_gradient, states);
+  copy("W_k gradient", trace.key_projection_gradient, projection);
+  copy("W_v gradient", trace.value_projection_gradient, projection);
+  copy("query", trace.query_states,
+       trace.num_tokens * trace.num_heads * trace.head_dim);
+  copy("W_k", trace.key_projection, projection);
+  copy("W_v", trace.value_projection, projection);
+}
+
+// Numbers differ by the order of sums in float: 1e-4 of a signal's largest.
+void ExpectSameTraces(const ModelConfig& config) {
+  const RandomWeights weights(config);
+  auto cpu = testing::Load(config, weights, 1);
+  auto device = LoadDevice(config, weights, {});
+  const std::vector<int32_t> tokens = RandomTokens(config, 40);
+  const TraceOptions options = {
+      .signals = {Signal::kKeyStates, Signal::kValueStates,
+                  Signal::kKeyStateGradient, Signal::kValueStateGradient,
+                  Signal::kKeyProjectionGradient,
+                  Signal::kValueProjectionGradient, Signal::kQueryStates,
+                  Signal::kKeyProjection, Signal::kValueProjection}};
+  Signals want, got;
+  const auto want_loss =
+      TraceLayers(*cpu, tokens, options, [&](const LayerTrace& trace) {
+        CopySignals(trace, want);
+        return absl::OkStatus();
+      });
+  ASSERT_OK(want_loss.status());
+  const auto loss =
+      device->TraceLayers(tokens, options, [&](const LayerTrace& trace) {
+        CopySignals(trace, got);
+        return absl::OkStatus();
+      });
+  ASSERT_OK(loss.status());
+  EXPECT_NEAR(*loss, *want_loss, 1e-4);
+  ASSERT_EQ(got.size(), want.size());
+  for (const auto& [name, x] : want) {
+    double largest = 0;
+    for (const float v : x) largest = std::max(largest, std::abs(double{v}));
+    EXPECT_GT(largest, 0) << name.second;
+    const std::vector<float>& y = got[name];
+    ASSERT_EQ(y.size(), x.size());
+    for (size_t i = 0; i < x.size(); ++i) {
+      ASSERT_NEAR(y[i], x[i], 1e-4 * largest)
+          << "layer " << name.first << " " << name.second << " " << i;
+    }
+  }
+}
+
+TEST(CudaModelTest, GradientsAreTheCpus) { ExpectSameTraces(SmallConfig()); }
+
+TEST(CudaModelTest, GradientsPassBiasesNormsAndWindows) {
+  ModelConfig config = SmallConfig();
+  config.family = "qwen2";
+  config.qkv_bias = true;
+  config.tie_embeddings = true;
+  ExpectSameTraces(config);
+  config = SmallConfig();
+  config.family = "qwen3";
+  config.qk_norm = true;
+  ExpectSameTraces(config);
+  config = SmallConfig();
+  config.family = "mistral";
+  config.sliding_window = 7;
+  ExpectSameTraces(config);
+}
+
 TEST(CudaModelTest, WhatCannotRunIsAnError) {
   const ModelConfig config = SmallConfig();
   const RandomWeights weights(config);

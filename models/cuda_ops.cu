@@ -243,6 +243,35 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void __launch_bounds__(kThreads)
+    CausalSoftmax(int64_t num_tokens, int64_t window, float* __restrict__ x) {
+  const int64_t t = blockIdx.x;
+  float* row = x + t * num_tokens;
+  const int64_t first = window > 0 && t >= window ? t - window + 1 : 0;
+  float max = -INFINITY;
+  for (int64_t i = first + threadIdx.x; i <= t; i += kThreads)
+    max = fmaxf(max, row[i]);
+  max = BlockReduce<Max>(max);
+  float sum = 0;
+  for (int64_t i = first + threadIdx.x; i <= t; i += kThreads)
+    sum += expf(row[i] - max);
+  sum = BlockReduce<Add>(sum);
+  for (int64_t i = threadIdx.x; i < num_tokens; i += kThreads)
+    row[i] = i >= first && i <= t ? expf(row[i] - max) / sum : 0.0f;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    SoftmaxGradient(const float* __restrict__ p, int64_t num_tokens,
+                    float scale, float* __restrict__ dp) {
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * num_tokens;
+  float dot = 0;
+  for (int64_t i = threadIdx.x; i < num_tokens; i += kThreads)
+    dot = fmaf(p[first + i], dp[first + i], dot);
+  dot = BlockReduce<Add>(dot);
+  for (int64_t i = threadIdx.x; i < num_tokens; i += kThreads)
+    dp[first + i] = scale * p[first + i] * (dp[first + i] - dot);
+}
+
+__global__ void __launch_bounds__(kThreads)
     CrossEntropyGradient(float* __restrict__ logits,
                          const int32_t* __restrict__ labels, int64_t size,
                          float gradient_scale, float* __restrict__ loss) {
@@ -380,6 +409,18 @@ cudaError_t CudaSwiGluGradient(const float* gate_up, const float* dout,
                                float* dgate_up, cudaStream_t stream) {
   return Launch(SwiGluGradient, BlocksFor(num_rows * inner_size), kThreads, 0,
                 stream, gate_up, dout, num_rows, inner_size, dgate_up);
+}
+
+cudaError_t CudaCausalSoftmax(int64_t num_tokens, int64_t window, float* x,
+                              cudaStream_t stream) {
+  return Launch(CausalSoftmax, RowBlocks(num_tokens), kThreads, 0, stream,
+                num_tokens, window, x);
+}
+
+cudaError_t CudaSoftmaxGradient(const float* p, int64_t num_tokens, float scale,
+                                float* dp, cudaStream_t stream) {
+  return Launch(SoftmaxGradient, RowBlocks(num_tokens), kThreads, 0, stream, p,
+                num_tokens, scale, dp);
 }
 
 cudaError_t CudaCrossEntropyGradient(float* logits, const int32_t* labels,

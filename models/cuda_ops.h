@@ -65,6 +65,15 @@ cudaError_t CudaSwiGluGradient(const float* gate_up, const float* dout,
                                int64_t num_rows, int64_t inner_size,
                                float* dgate_up, cudaStream_t stream);
 
+// Row t of x [T, T] becomes its softmax over what token t sees: tokens up to t,
+// at most `window` of them if that is not 0; the others get 0.
+cudaError_t CudaCausalSoftmax(int64_t num_tokens, int64_t window, float* x,
+                              cudaStream_t stream);
+// dp [T, T] becomes the gradient of the scores, scale p (dp - sum(p dp)), of
+// softmax(scale * scores) = p.
+cudaError_t CudaSoftmaxGradient(const float* p, int64_t num_tokens, float scale,
+                                float* dp, cudaStream_t stream);
+
 // loss [R] = log(sum(exp(logits))) - logits[label], in nats; `logits` [R, V]
 // becomes its gradient times `gradient_scale`.
 cudaError_t CudaCrossEntropyGradient(float* logits, const int32_t* labels,

@@ -285,6 +285,29 @@ INSTANTIATE_TEST_SUITE_P(
                     HeadsCase{"BiasAndNorm", 2, 1, 24, true, true}),
     [](const auto& info) { return std::string(info.param.name); });
 
+TEST(CudaOpsTest, CausalSoftmaxAndItsGradient) {
+  for (const int64_t window : {0, 1, 70}) {
+    const int tokens = 150;
+    const auto scores = Wave(tokens * tokens, 0), dp = Wave(tokens * tokens, 1);
+    DeviceVector<float> p(scores), ds(dp);
+    ASSERT_EQ(CudaCausalSoftmax(tokens, window, p.data(), nullptr),
+              cudaSuccess);
+    ASSERT_EQ(CudaSoftmaxGradient(p.data(), tokens, 0.25f, ds.data(), nullptr),
+              cudaSuccess);
+    std::vector<float> want(tokens * tokens), dwant(tokens * tokens);
+    for (int t = 0; t < tokens; ++t) {
+      const int first = window > 0 ? std::max<int>(0, t + 1 - window) : 0;
+      const int count = t + 1 - first, at = t * tokens + first;
+      std::copy_n(scores.data() + at, count, want.data() + at);
+      Softmax(want.data() + at, count, 1);
+      std::copy_n(dp.data() + at, count, dwant.data() + at);
+      SoftmaxGradient(want.data() + at, count, 0.25f, dwant.data() + at);
+    }
+    ExpectRows(p.ToHost(), want);
+    ExpectRows(ds.ToHost(), dwant);
+  }
+}
+
 TEST(CudaOpsTest, CrossEntropyAndItsGradient) {
   for (const int vocab : {1, 50, 300}) {
     const int rows = 3;

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -18,7 +19,9 @@
 #include "attention/memory_ledger.h"
 #include "kvmix/base/thread_pool.h"
 #include "kvmix/cache_plan.pb.h"
+#include "kvmix/layer_trace.h"
 #include "kvmix/recency/recency_policy.h"
+#include "models/backward.h"
 #include "models/model_config.h"
 #include "models/transformer.h"
 #include "models/weight_source.h"
@@ -81,6 +84,11 @@ class DeviceModel {
   virtual absl::Status Forward(DeviceSequences& sequences,
                                absl::Span<const DeviceChunk> batch,
                                const LogitsConsumer& consume) = 0;
+
+  // TraceLayers of backward.h; the traces lie on the host.
+  virtual absl::StatusOr<double> TraceLayers(
+      absl::Span<const int32_t> tokens, const TraceOptions& options,
+      const std::function<absl::Status(const LayerTrace&)>& observe) = 0;
 };
 
 // On the first CUDA device. Weights become `compute` numbers as they are read;

@@ -109,13 +109,16 @@ __global__ void OneTile(const __half* __restrict__ a,
   for (int i = 0; i < 4; ++i) c[(g + i / 2 * 8) * 8 + t + i % 2] = sum[i];
 }
 
-__global__ void Transposed(const __half* x, unsigned* out) {
+__global__ void Transposed(const __half* x, unsigned* out, unsigned* moved) {
   KVMIX_SHARED(__half, tile, [32][8]);
   for (int i = threadIdx.x; i < 256; i += 32) tile[i / 8][i % 8] = x[i];
   __syncwarp();
   unsigned r[4];
   ptx::LdMatrixX4<true>(r, tile[threadIdx.x]);
   for (int i = 0; i < 4; ++i) out[i * 32 + threadIdx.x] = r[i];
+  ptx::LdMatrixX4(r, tile[threadIdx.x]);
+  for (int i = 0; i < 4; ++i)
+    moved[i * 32 + threadIdx.x] = ptx::MovMatrix(r[i]);
 }
 
 // Two fp16 numbers 1024+q from two 4-bit codes, the usual (word >> shift &
@@ -158,8 +161,8 @@ cudaError_t RunAtomics(float* sum, int* largest, const float* x, int n) {
 cudaError_t RunOneTile(const __half* a, const __half* b, float* c, int k) {
   return Launch(OneTile, 1, 32, 0, nullptr, a, b, c, k);
 }
-cudaError_t RunTransposed(const __half* x, unsigned* out) {
-  return Launch(Transposed, 1, 32, 0, nullptr, x, out);
+cudaError_t RunTransposed(const __half* x, unsigned* out, unsigned* moved) {
+  return Launch(Transposed, 1, 32, 0, nullptr, x, out, moved);
 }
 cudaError_t RunUnpack(const unsigned* w, __half2* out) {
   return Launch(Unpack, 1, 32, 0, nullptr, w, out);

@@ -20,8 +20,9 @@ cudaError_t RunPack4(const __half* x, void* packed, __half2* meta,
 cudaError_t RunAtomics(float* sum, int* largest, const float* x, int n);
 // c [16, 8] = a [16, k] * b [8, k]^T
 cudaError_t RunOneTile(const __half* a, const __half* b, float* c, int k);
-// What ldmatrix.trans gives: out [4, 32] of x [4, 8, 8].
-cudaError_t RunTransposed(const __half* x, unsigned* out);
+// What ldmatrix.trans gives: out [4, 32] of x [4, 8, 8]; and what movmatrix
+// makes of ldmatrix's.
+cudaError_t RunTransposed(const __half* x, unsigned* out, unsigned* moved);
 // The 4-bit codes at bits 0 and 16 of each of 32 words.
 cudaError_t RunUnpack(const unsigned* w, __half2* out);
 cudaError_t RunAddOne(float* x, int n, cudaStream_t s);

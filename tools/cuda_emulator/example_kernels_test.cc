@@ -123,9 +123,10 @@ TEST(ExampleKernelsTest, LdmatrixTransposes) {
   std::vector<__half> x(256);
   for (int i = 0; i < 256; ++i) x[i] = __float2half(i);
   DeviceVector<__half> dx(x);
-  DeviceVector<unsigned> out(128);
-  ASSERT_EQ(RunTransposed(dx.data(), out.data()), cudaSuccess);
+  DeviceVector<unsigned> out(128), moved(128);
+  ASSERT_EQ(RunTransposed(dx.data(), out.data(), moved.data()), cudaSuccess);
   const auto o = out.ToHost();
+  EXPECT_EQ(moved.ToHost(), o);
   for (int matrix = 0; matrix < 4; ++matrix) {
     for (int lane = 0; lane < 32; ++lane) {
       __half pair[2];

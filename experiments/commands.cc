@@ -5,6 +5,15 @@ namespace kvmix {
 absl::Span<const Command> Commands() {
   static constexpr Command kCommands[] = {
       {"run", "run an experiment and write its tables", RunCommand},
+      {"sweep", "run an experiment for all combinations of axes", SweepCommand},
+      {"cell", "run one cell of a sweep that is set up", CellCommand},
+      {"report", "write one report of many runs and sweeps", ReportCommand},
+      {"sheet", "continuations side by side, for people to judge",
+       SheetCommand},
+      {"magnitudes", "measure the channels of keys and values",
+       MagnitudesCommand},
+      {"exchange", "plans and results for other programs, and back",
+       ExchangeCommand},
       {"profile", "measure how much each layer matters", ProfileCommand},
       {"plan", "show and write the bits that methods give each layer",
        PlanCommand},

@@ -19,6 +19,18 @@ struct Command {
 
 absl::Status RunCommand(absl::Span<const std::string> args,
                         const std::atomic<bool>& stop);
+absl::Status SweepCommand(absl::Span<const std::string> args,
+                          const std::atomic<bool>& stop);
+absl::Status CellCommand(absl::Span<const std::string> args,
+                         const std::atomic<bool>& stop);
+absl::Status ReportCommand(absl::Span<const std::string> args,
+                           const std::atomic<bool>& stop);
+absl::Status ExchangeCommand(absl::Span<const std::string> args,
+                             const std::atomic<bool>& stop);
+absl::Status SheetCommand(absl::Span<const std::string> args,
+                          const std::atomic<bool>& stop);
+absl::Status MagnitudesCommand(absl::Span<const std::string> args,
+                               const std::atomic<bool>& stop);
 absl::Status ProfileCommand(absl::Span<const std::string> args,
                             const std::atomic<bool>& stop);
 absl::Status PlanCommand(absl::Span<const std::string> args,

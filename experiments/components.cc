@@ -1,6 +1,7 @@
 #include "experiments/components.h"
 
 #include "absl/strings/str_cat.h"
+#include "experiments/tasks/task.h"
 #include "google/protobuf/any.pb.h"
 #include "kvmix/allocation/bit_allocator.h"
 #include "kvmix/base/registry.h"
@@ -41,9 +42,11 @@ absl::StatusOr<ComponentDescription> Find(const Component& component,
 
 std::vector<ComponentKind> LinkedComponents() {
   return {Kind<ImportanceEstimator>("importance_estimator"),
-          Kind<BitAllocator>("bit_allocator"), Kind<Quantizer>("quantizer"),
+          Kind<BitAllocator>("bit_allocator"),
+          Kind<Quantizer>("quantizer"),
           Kind<RecencyPolicy>("recency_policy"),
-          Kind<EvictionPolicy>("eviction_policy")};
+          Kind<EvictionPolicy>("eviction_policy"),
+          Kind<Task>("task")};
 }
 
 absl::StatusOr<std::unique_ptr<google::protobuf::Message>> UnpackOptions(

@@ -1,5 +1,5 @@
-// The five kinds of component that a method is made of, by the name of the
-// config field that holds them.
+// The kinds of component that methods and datasets are made of, by the name of
+// the config field that holds them.
 #pragma once
 
 #include <memory>

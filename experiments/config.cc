@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "experiments/field_path.h"
 #include "experiments/paths.h"
+#include "experiments/tasks/task.h"
 #include "experiments/text_proto.h"
 #include "google/protobuf/descriptor.h"
 #include "kvmix/allocation/bit_allocator.h"
@@ -100,15 +101,31 @@ absl::Status ResolveSynthetic(SyntheticDocuments& synthetic,
 }
 
 absl::Status ResolveDataset(Dataset& dataset, const std::string& field) {
-  if (dataset.has_synthetic() == !dataset.path().empty()) {
+  if (dataset.has_synthetic() + dataset.has_task() + !dataset.path().empty() !=
+      1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(field,
+                     " must have exactly one of path (a text file), synthetic "
+                     "and task"));
+  }
+  KVMIX_RETURN_IF_ERROR(
+      ValidateIsNonNegative(dataset.limit(), field + ".limit"));
+  if (dataset.limit() > 0 && !dataset.has_task()) {
     return absl::InvalidArgumentError(absl::StrCat(
-        field, " must have exactly one of path (a text file) and synthetic"));
+        field,
+        ".limit is for tasks; a text has max_tokens, synthetic has "
+        "documents"));
   }
   if (dataset.name().empty()) {
     dataset.set_name(
-        dataset.has_synthetic()
+        dataset.has_task() ? dataset.task().name()
+        : dataset.has_synthetic()
             ? dataset.synthetic().task()
             : std::filesystem::path(dataset.path()).stem().string());
+  }
+  if (dataset.has_task()) {
+    return AddContext(
+        Registry<Task>::Get().Make(dataset.task(), "task").status(), field);
   }
   if (dataset.has_synthetic()) {
     return ResolveSynthetic(*dataset.mutable_synthetic(), field + ".synthetic");
@@ -345,17 +362,29 @@ absl::StatusOr<ExperimentConfig> ReadConfig(const std::string& file,
 
 }  // namespace
 
-absl::StatusOr<ExperimentConfig> LoadConfig(
+absl::StatusOr<ExperimentConfig> LoadUnresolvedConfig(
     const std::string& path, const std::vector<std::string>& overrides) {
   KVMIX_ASSIGN_OR_RETURN(const std::string file, ResolveInputPath(path));
   KVMIX_ASSIGN_OR_RETURN(ExperimentConfig config, ReadConfig(file, 0));
   for (const std::string& assignment : overrides)
     KVMIX_RETURN_IF_ERROR(ApplyOverride(assignment, config));
-  KVMIX_RETURN_IF_ERROR(AddContext(ResolveConfig(config), file));
+  return config;
+}
+
+absl::StatusOr<ExperimentConfig> LoadConfig(
+    const std::string& path, const std::vector<std::string>& overrides) {
+  KVMIX_ASSIGN_OR_RETURN(ExperimentConfig config,
+                         LoadUnresolvedConfig(path, overrides));
+  KVMIX_RETURN_IF_ERROR(AddContext(ResolveConfig(config), path));
   return config;
 }
 
 absl::Status ResolveConfig(ExperimentConfig& config) {
+  if (config.has_sweep()) {
+    return absl::InvalidArgumentError(
+        "has a sweep, which is many experiments; run it with kvmix sweep, or "
+        "remove the sweep");
+  }
   KVMIX_RETURN_IF_ERROR(ValidateName(config.name(), "name"));
   KVMIX_RETURN_IF_ERROR(ValidateModel(config.model()));
   KVMIX_RETURN_IF_ERROR(

@@ -15,6 +15,10 @@ namespace kvmix {
 absl::StatusOr<ExperimentConfig> LoadConfig(
     const std::string& path, const std::vector<std::string>& overrides);
 
+// The same before it is resolved: what a sweep's cells start from.
+absl::StatusOr<ExperimentConfig> LoadUnresolvedConfig(
+    const std::string& path, const std::vector<std::string>& overrides);
+
 // Fills in every default, gives every method its five components, reads plan
 // files, and checks all that can be checked without model and text: ranges,
 // names, and that every component can be made.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <set>
 #include <utility>
 
@@ -119,15 +120,17 @@ LedgerSideRecord SideRecord(const LedgerSide& side, int head_dim) {
   return record;
 }
 
-Ledger LedgerRecord(const MemoryLedger& bill, const CacheShape& shape,
-                    int64_t num_tokens) {
-  Ledger record;
-  *record.mutable_key() = SideRecord(bill.key, shape.head_dim);
-  *record.mutable_value() = SideRecord(bill.value, shape.head_dim);
-  record.set_bookkeeping(bill.bookkeeping);
-  record.set_fp16_bytes(2 * 2 * num_tokens * shape.num_layers *
-                        shape.num_kv_heads * shape.head_dim);
-  return record;
+// The window in the store; its key is all of the window that logits depend on.
+absl::StatusOr<std::optional<FullPrecisionStore::Entry>> OpenStored(
+    const FullPrecisionStore* store, const Window& window, int64_t vocab_size) {
+  std::optional<FullPrecisionStore::Entry> entry;
+  if (store == nullptr) return entry;
+  const int64_t scored = static_cast<int64_t>(window.tokens.size()) - 1;
+  KVMIX_ASSIGN_OR_RETURN(
+      entry, store->Open(absl::StrCat(FingerprintOf({window.tokens}), " ",
+                                      window.prompt_tokens),
+                         scored * vocab_size));
+  return entry;
 }
 
 }  // namespace
@@ -165,6 +168,17 @@ std::string AttentionKernels(const KvCache& cache,
   return absl::StrJoin(names, " + ");
 }
 
+Ledger LedgerRecord(const MemoryLedger& bill, const CacheShape& shape,
+                    int64_t num_tokens) {
+  Ledger record;
+  *record.mutable_key() = SideRecord(bill.key, shape.head_dim);
+  *record.mutable_value() = SideRecord(bill.value, shape.head_dim);
+  record.set_bookkeeping(bill.bookkeeping);
+  record.set_fp16_bytes(2 * 2 * num_tokens * shape.num_layers *
+                        shape.num_kv_heads * shape.head_dim);
+  return record;
+}
+
 std::vector<int64_t> ChunkLengths(const Evaluation& evaluation,
                                   int64_t num_tokens, int64_t prompt_tokens) {
   int64_t step = 1;
@@ -194,7 +208,13 @@ std::string ModeText(const Evaluation& evaluation) {
 absl::StatusOr<WindowRecord> EvaluateWindow(
     const WhereToRun& where, absl::Span<const RunnableMethod> methods,
     const Window& window, const Evaluation& evaluation, ThreadPool& threads,
-    const std::atomic<bool>* stop) {
+    const std::atomic<bool>* stop, const FullPrecisionStore* store) {
+  const int64_t vocab_size = where.cpu->config().vocab_size;
+  KVMIX_ASSIGN_OR_RETURN(std::optional<FullPrecisionStore::Entry> stored,
+                         OpenStored(store, window, vocab_size));
+  // Methods [first_run, ..) are run.
+  const int first_run = stored && stored->found() ? 1 : 0;
+  const absl::Span<const RunnableMethod> run = methods.subspan(first_run);
   WindowRecord record;
   record.set_words(window.words);
   for (const Window::Span& span : window.answers) {
@@ -209,29 +229,48 @@ absl::StatusOr<WindowRecord> EvaluateWindow(
       ChunkLengths(evaluation, num_tokens, window.prompt_tokens);
   KVMIX_ASSIGN_OR_RETURN(
       const std::unique_ptr<MethodCaches> caches,
-      MakeMethodCaches(where, methods,
+      MakeMethodCaches(where, run,
                        {.max_tokens = num_tokens,
                         .max_chunk_tokens = *std::max_element(lengths.begin(),
                                                               lengths.end())}));
   int64_t first = 0;
   for (int64_t length : lengths) {
     if (stop != nullptr && *stop) return absl::CancelledError("interrupted");
-    ChunkScorer scorer(window, first, length, where.cpu->config().vocab_size,
-                       threads, record);
-    KVMIX_RETURN_IF_ERROR(caches->Forward(
-        absl::MakeConstSpan(window.tokens).subspan(first, length),
-        WantLogits::kAll,
-        [&](int method, int64_t first_token, int64_t num_rows,
-            const float* logits) {
-          return AddContext(
-              scorer.Consume(method, first_token, num_rows, logits),
-              absl::StrCat("method ", methods[method].name));
-        }));
+    ChunkScorer scorer(window, first, length, vocab_size, threads, record);
+    if (first_run == 1) {
+      KVMIX_RETURN_IF_ERROR(
+          scorer.Consume(0, 0, length, stored->logits() + first * vocab_size));
+    }
+    if (!run.empty()) {
+      KVMIX_RETURN_IF_ERROR(caches->Forward(
+          absl::MakeConstSpan(window.tokens).subspan(first, length),
+          WantLogits::kAll,
+          [&](int index, int64_t first_token, int64_t num_rows,
+              const float* logits) {
+            const int method = index + first_run;
+            if (method == 0 && stored) {
+              const int64_t rows =
+                  std::min(num_rows, num_tokens - 1 - first - first_token);
+              stored->Append({logits, static_cast<size_t>(rows * vocab_size)});
+            }
+            return AddContext(
+                scorer.Consume(method, first_token, num_rows, logits),
+                absl::StrCat("method ", methods[method].name));
+          }));
+    }
     first += length;
   }
-  for (int m = 0; m < static_cast<int>(methods.size()); ++m) {
-    *record.mutable_method(m)->mutable_ledger() =
+  for (int m = 0; m < static_cast<int>(run.size()); ++m) {
+    *record.mutable_method(m + first_run)->mutable_ledger() =
         LedgerRecord(caches->ledger(m), where.cpu->cache_shape(), num_tokens);
+  }
+  if (first_run == 1) {
+    if (!record.mutable_method(0)->mutable_ledger()->ParseFromString(
+            stored->summary()))
+      return absl::DataLossError("a window of full precision is damaged");
+  } else if (stored) {
+    KVMIX_RETURN_IF_ERROR(
+        stored->Keep(record.method(0).ledger().SerializeAsString()));
   }
   return record;
 }

@@ -17,6 +17,7 @@
 #include "experiments/method_caches.h"
 #include "experiments/record.pb.h"
 #include "experiments/runnable_method.h"
+#include "experiments/sweep/full_precision_store.h"
 #include "experiments/windows.h"
 #include "kvmix/base/thread_pool.h"
 #include "models/transformer.h"
@@ -32,6 +33,10 @@ absl::StatusOr<RunnableMethod> FullPrecision(const CacheShape& shape);
 std::string AttentionKernels(const KvCache& cache,
                              AttentionArithmetic arithmetic);
 
+// What a cache holds at the end of a window of num_tokens tokens.
+Ledger LedgerRecord(const MemoryLedger& bill, const CacheShape& shape,
+                    int64_t num_tokens);
+
 // Tokens of the chunks that a window is fed in; they add up to `num_tokens`.
 // `prompt_tokens`: what EXACT_PREFILL takes at once if the config leaves it
 // open.
@@ -41,11 +46,14 @@ std::vector<int64_t> ChunkLengths(const Evaluation& evaluation,
 // "CHUNKED(128)"
 std::string ModeText(const Evaluation& evaluation);
 
-// methods[0] is full precision. Errors: those of Transformer::Forward, logits
-// that are not finite; Cancelled when *stop becomes true, between two chunks.
+// methods[0] is full precision; with a `store` it is not run if what it said is
+// there, and kept there otherwise. Errors: those of Transformer::Forward,
+// logits that are not finite; Cancelled when *stop becomes true, between two
+// chunks.
 absl::StatusOr<WindowRecord> EvaluateWindow(
     const WhereToRun& where, absl::Span<const RunnableMethod> methods,
     const Window& window, const Evaluation& evaluation, ThreadPool& threads,
-    const std::atomic<bool>* stop = nullptr);
+    const std::atomic<bool>* stop = nullptr,
+    const FullPrecisionStore* store = nullptr);
 
 }  // namespace kvmix

@@ -89,6 +89,42 @@ Json SpeedJson(const MethodSpeed* speed) {
           {"rounds", speed->rounds()}};
 }
 
+Json TaskJson(const TaskQuality& task) {
+  return {{"metric", task.metric()},
+          {"samples", task.samples()},
+          {"score", task.score()},
+          {"score_stderr", task.score_stderr()},
+          {"score_difference", task.score_difference()},
+          {"score_difference_stderr", task.score_difference_stderr()}};
+}
+
+// What only datasets of tasks have: "task", "groups", the worst of which by
+// divergence is "worst_group", and "places" of needles.
+void AddTaskJson(const DatasetRecord& dataset, Json& json) {
+  if (dataset.has_task()) json["task"] = TaskJson(dataset.task());
+  const GroupRecord* worst = nullptr;
+  for (const GroupRecord& group : dataset.group()) {
+    json["groups"][group.name()] = {{"windows", group.windows()},
+                                    {"quality", QualityJson(group.quality())}};
+    if (group.has_task())
+      json["groups"][group.name()]["task"] = TaskJson(group.task());
+    const bool worse = worst == nullptr ||
+                       (group.has_task() ? group.task().score_difference() <
+                                               worst->task().score_difference()
+                                         : group.quality().kl_mean() >
+                                               worst->quality().kl_mean());
+    if (worse) worst = &group;
+  }
+  if (worst != nullptr) json["worst_group"] = worst->name();
+  for (const PlaceRecord& place : dataset.place()) {
+    json["places"].push_back({{"tokens", place.tokens()},
+                              {"depth", place.depth()},
+                              {"answers", place.answers()},
+                              {"accuracy", place.accuracy()},
+                              {"nll", place.nll()}});
+  }
+}
+
 Json RowJson(const MethodRecord& method, const Timings& timings) {
   const DatasetRecord& first = method.dataset(0);
   Json row = {{"method", method.name()},
@@ -97,6 +133,7 @@ Json RowJson(const MethodRecord& method, const Timings& timings) {
               {"quality", QualityJson(first.quality())},
               {"memory", MemoryJson(method, first.memory())},
               {"speed", SpeedJson(FindSpeed(timings, method.name()))}};
+  AddTaskJson(first, row);
   row["more_datasets"] = Json::array();
   for (int i = 1; i < method.dataset_size(); ++i) {
     const DatasetRecord& dataset = method.dataset(i);
@@ -104,6 +141,7 @@ Json RowJson(const MethodRecord& method, const Timings& timings) {
         {{"dataset", dataset.name()},
          {"quality", QualityJson(dataset.quality())},
          {"memory", MemoryJson(method, dataset.memory())}});
+    AddTaskJson(dataset, row["more_datasets"].back());
   }
   return row;
 }
@@ -140,7 +178,10 @@ std::string Exact(double value) { return absl::StrFormat("%.17g", value); }
 
 void AddColumnsOfMore(const DatasetRecord& dataset, bool first,
                       std::vector<std::string>& header) {
-  if (dataset.quality().answers().answers() > 0) {
+  if (dataset.has_task()) {
+    header.push_back(
+        absl::StrCat(dataset.name(), " ", dataset.task().metric()));
+  } else if (dataset.quality().answers().answers() > 0) {
     header.push_back(dataset.name() + " right");
     header.push_back(dataset.name() + " NLL");
   } else if (!first) {
@@ -151,7 +192,9 @@ void AddColumnsOfMore(const DatasetRecord& dataset, bool first,
 void AddCellsOfMore(const DatasetRecord& dataset, bool first,
                     std::vector<std::string>& row) {
   const AnswerQuality& answers = dataset.quality().answers();
-  if (answers.answers() > 0) {
+  if (dataset.has_task()) {
+    row.push_back(absl::StrFormat("%.1f %%", 100 * dataset.task().score()));
+  } else if (answers.answers() > 0) {
     row.push_back(absl::StrFormat("%.1f %%", 100 * answers.accuracy()));
     row.push_back(Fixed(answers.nll(), 3));
   } else if (!first) {
@@ -264,6 +307,12 @@ Table FullTable(const RunRecord& record, const Timings& timings) {
                   "answer_nll_stderr",
                   "answer_nll_difference",
                   "answer_nll_difference_stderr",
+                  "task_metric",
+                  "task_samples",
+                  "task_score",
+                  "task_score_stderr",
+                  "task_score_difference",
+                  "task_score_difference_stderr",
                   "key_effective_bits",
                   "value_effective_bits",
                   "key_nominal_bits",
@@ -293,6 +342,12 @@ Table FullTable(const RunRecord& record, const Timings& timings) {
             a.accuracy_difference_stderr(), a.nll(), a.nll_stderr(),
             a.nll_difference(), a.nll_difference_stderr()})
         row.push_back(a.answers() > 0 ? Exact(value) : "");
+      const TaskQuality& t = dataset.task();
+      row.push_back(t.metric());
+      row.push_back(dataset.has_task() ? absl::StrCat(t.samples()) : "");
+      for (double value : {t.score(), t.score_stderr(), t.score_difference(),
+                           t.score_difference_stderr()})
+        row.push_back(dataset.has_task() ? Exact(value) : "");
       for (double value :
            {m.key_effective_bits(), m.value_effective_bits(),
             method.key_nominal_bits(), method.value_nominal_bits(), m.bytes(),
@@ -336,8 +391,6 @@ std::string SummaryNotes(const RunRecord& record, const Timings& timings) {
 absl::Status Report(const ExperimentConfig& config, const RunRecord& record,
                     const Timings& timings, const std::string& folder) {
   KVMIX_RETURN_IF_ERROR(
-      WriteTextProto(record, absl::StrCat(folder, "/record.textproto")));
-  KVMIX_RETURN_IF_ERROR(
       WriteTextProto(timings, absl::StrCat(folder, "/timings.textproto")));
   KVMIX_RETURN_IF_ERROR(
       WriteFileAtomically(absl::StrCat(folder, "/metrics.json"),
@@ -348,8 +401,10 @@ absl::Status Report(const ExperimentConfig& config, const RunRecord& record,
                                        "\n", SummaryNotes(record, timings))));
   KVMIX_RETURN_IF_ERROR(WriteFileAtomically(absl::StrCat(folder, "/table.csv"),
                                             FullTable(record, timings).Csv()));
-  return WriteFileAtomically(absl::StrCat(folder, "/figure.svg"),
-                             FigureSvg(record));
+  KVMIX_RETURN_IF_ERROR(WriteFileAtomically(absl::StrCat(folder, "/figure.svg"),
+                                            FigureSvg(record)));
+  // Last, since a record says that the experiment is done.
+  return WriteTextProto(record, absl::StrCat(folder, "/record.textproto"));
 }
 
 }  // namespace kvmix

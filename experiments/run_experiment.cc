@@ -2,6 +2,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/ascii.h"
@@ -14,9 +15,12 @@
 #include "experiments/paths.h"
 #include "experiments/report.h"
 #include "experiments/speed.h"
+#include "experiments/tasks/summaries.h"
+#include "experiments/tasks/task.h"
 #include "experiments/text_proto.h"
 #include "kvmix/base/cuda_devices.h"
 #include "kvmix/base/fingerprint.h"
+#include "kvmix/base/registry.h"
 #include "kvmix/base/status_macros.h"
 #include "kvmix/budget.h"
 
@@ -25,7 +29,7 @@ namespace {
 
 // Part of every fingerprint; to be raised when the meaning of results changes,
 // so that old windows are not taken for new ones.
-constexpr int kResultVersion = 2;
+constexpr int kResultVersion = 3;
 
 using DatasetWindows = std::vector<std::vector<Window>>;
 
@@ -49,7 +53,13 @@ std::string ExperimentFingerprint(const ExperimentConfig& config,
                                   model.fingerprint, "\n");
   for (const std::vector<Window>& windows : datasets) {
     std::vector<std::vector<int32_t>> tokens;
-    for (const Window& window : windows) tokens.push_back(window.tokens);
+    for (const Window& window : windows) {
+      tokens.push_back(window.tokens);
+      // What a text or a synthetic document leaves empty.
+      absl::StrAppend(&text, window.group, window.reference);
+      if (window.item >= 0)
+        absl::StrAppend(&text, window.item, window.right_choice);
+    }
     absl::StrAppend(&text, FingerprintOf(tokens), "\n");
   }
   for (const std::string& key : prepared.profile_of)
@@ -154,19 +164,51 @@ absl::Status CheckIsFullPrecision(const RunnableMethod& method) {
   return absl::OkStatus();
 }
 
-void AddDataset(const std::string& name, absl::Span<const WindowRecord> windows,
-                RunRecord& record) {
+absl::StatusOr<std::string> MetricOf(const Dataset& dataset) {
+  if (!dataset.has_task()) return "";
+  KVMIX_ASSIGN_OR_RETURN(const std::unique_ptr<Task> task,
+                         Registry<Task>::Get().Make(dataset.task(), "task"));
+  return task->metric();
+}
+
+void AddDataset(const std::string& name, const std::string& metric,
+                absl::Span<const WindowRecord> windows, RunRecord& record) {
   for (int m = 0; m < record.method_size(); ++m) {
     DatasetRecord& dataset = *record.mutable_method(m)->add_dataset();
     dataset.set_name(name);
     *dataset.mutable_quality() = SummarizeQuality(windows, m);
     *dataset.mutable_memory() = SummarizeMemory(windows, m);
+    AddTaskSummaries(windows, m, metric, dataset);
   }
+}
+
+// Where logits of full precision are kept for other cells; nothing if they
+// would take more than the sweep allows.
+std::optional<FullPrecisionStore> StoreOf(const ExperimentConfig& config,
+                                          const LoadedModel& model,
+                                          const DatasetWindows& datasets,
+                                          const CellFolders* cell) {
+  if (cell == nullptr) return std::nullopt;
+  double bytes = 0;
+  for (const auto& windows : datasets) {
+    for (const Window& window : windows)
+      bytes += static_cast<double>(window.tokens.size()) * sizeof(float) *
+               model.transformer->config().vocab_size;
+  }
+  if (bytes > cell->full_precision_gib * (1 << 30)) return std::nullopt;
+  Method full = config.method(0);
+  full.clear_name();
+  return FullPrecisionStore(
+      cell->full_precision,
+      absl::StrCat(kResultVersion, "\n", model.fingerprint, "\n",
+                   PrintTextProto(config.model()), PrintTextProto(full),
+                   PrintTextProto(config.evaluation())));
 }
 
 absl::Status EvaluateDatasets(const ExperimentConfig& config,
                               const DatasetWindows& datasets,
                               const std::vector<RunnableMethod>& methods,
+                              const FullPrecisionStore* store,
                               const std::atomic<bool>* stop, LoadedModel& model,
                               ExperimentResult& result) {
   const absl::Time start = absl::Now();
@@ -179,7 +221,8 @@ absl::Status EvaluateDatasets(const ExperimentConfig& config,
                                      .dataset = d,
                                      .name = config.dataset(d).name(),
                                      .folder = result.folder + "/windows",
-                                     .stop = stop};
+                                     .stop = stop,
+                                     .store = store};
     absl::StatusOr<std::vector<WindowRecord>> windows =
         Evaluate(model, request, &evaluated);
     if (absl::IsCancelled(windows.status())) {
@@ -188,7 +231,9 @@ absl::Status EvaluateDatasets(const ExperimentConfig& config,
           request.folder, ", and the same command goes on from there"));
     }
     if (!windows.ok()) return windows.status();
-    AddDataset(config.dataset(d).name(), *windows, result.record);
+    KVMIX_ASSIGN_OR_RETURN(const std::string metric,
+                           MetricOf(config.dataset(d)));
+    AddDataset(config.dataset(d).name(), metric, *windows, result.record);
   }
   result.timings.set_evaluate_seconds(
       absl::ToDoubleSeconds(absl::Now() - start));
@@ -282,7 +327,8 @@ absl::StatusOr<PreparedMethods> PrepareMethods(const ExperimentConfig& config,
 }
 
 absl::StatusOr<ExperimentResult> RunExperiment(const ExperimentConfig& config,
-                                               const std::atomic<bool>* stop) {
+                                               const std::atomic<bool>* stop,
+                                               const CellFolders* cell) {
   KVMIX_ASSIGN_OR_RETURN(LoadedModel model,
                          LoadModel(config.model(), config.threads()));
   KVMIX_ASSIGN_OR_RETURN(const DatasetWindows datasets,
@@ -295,8 +341,10 @@ absl::StatusOr<ExperimentResult> RunExperiment(const ExperimentConfig& config,
   KVMIX_ASSIGN_OR_RETURN(result.record, StartRecord(config, model, prepared));
   result.record.set_fingerprint(
       ExperimentFingerprint(config, model, datasets, prepared));
-  result.folder = absl::StrCat(ResolvePath(config.output()), "/", config.name(),
-                               "/", result.record.fingerprint());
+  result.folder = cell != nullptr ? cell->results
+                                  : absl::StrCat(ResolvePath(config.output()),
+                                                 "/", config.name(), "/",
+                                                 result.record.fingerprint());
   KVMIX_RETURN_IF_ERROR(WritePlans(config, prepared, result.folder));
   for (const StoredProfile& profile : prepared.profiles) {
     ProfileTiming& timing = *result.timings.add_profile();
@@ -304,8 +352,11 @@ absl::StatusOr<ExperimentResult> RunExperiment(const ExperimentConfig& config,
     timing.set_estimator(profile.profile().estimator());
     timing.set_seconds(profile.seconds());
   }
+  const std::optional<FullPrecisionStore> store =
+      StoreOf(config, model, datasets, cell);
   KVMIX_RETURN_IF_ERROR(EvaluateDatasets(config, datasets, prepared.methods,
-                                         stop, model, result));
+                                         store ? &*store : nullptr, stop, model,
+                                         result));
   if (!config.speed().skip()) {
     KVMIX_ASSIGN_OR_RETURN(
         const std::vector<MethodSpeed> speeds,
@@ -325,7 +376,13 @@ std::string Describe(const ExperimentConfig& config) {
       config.model().path(), ", ", ModeText(config.evaluation()), "\n");
   for (const Dataset& dataset : config.dataset()) {
     absl::StrAppend(&text, "dataset ", dataset.name());
-    if (dataset.has_synthetic()) {
+    if (dataset.has_task()) {
+      absl::StrAppend(&text, ": task ", dataset.task().name(), ", ",
+                      dataset.limit() > 0
+                          ? absl::StrCat("at most ", dataset.limit())
+                          : "all",
+                      " samples\n");
+    } else if (dataset.has_synthetic()) {
       absl::StrAppend(&text, ": ", dataset.synthetic().documents(),
                       " documents of ", dataset.synthetic().tokens(),
                       " tokens, task ", dataset.synthetic().task(), "\n");

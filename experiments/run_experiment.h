@@ -23,10 +23,18 @@ struct ExperimentResult {
   Timings timings;
 };
 
+// Where an experiment that is the cell of a sweep keeps things.
+struct CellFolders {
+  std::string results;            // instead of <output>/<name>/<fingerprint>
+  std::string full_precision;     // see FullPrecisionStore; shared by cells
+  double full_precision_gib = 0;  // more logits than this are not kept
+};
+
 // `config` is resolved. Finished windows and profiles found on disk are used.
 // Cancelled when *stop becomes true; what is finished is on disk by then.
 absl::StatusOr<ExperimentResult> RunExperiment(
-    const ExperimentConfig& config, const std::atomic<bool>* stop = nullptr);
+    const ExperimentConfig& config, const std::atomic<bool>* stop = nullptr,
+    const CellFolders* cell = nullptr);
 
 // Stages Profile and Allocate for all methods of a config.
 struct PreparedMethods {

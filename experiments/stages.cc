@@ -2,10 +2,13 @@
 
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "experiments/continue_window.h"
+#include "experiments/sweep/file_lock.h"
 #include "experiments/text_proto.h"
 #include "kvmix/allocation/bit_allocator.h"
 #include "kvmix/base/file.h"
@@ -48,6 +51,29 @@ bool ReadWindow(const EvaluateRequest& request, size_t window,
          record.method_size() == static_cast<int>(request.methods.size());
 }
 
+// Scored token by token, or continued.
+absl::StatusOr<WindowRecord> RunWindow(LoadedModel& model,
+                                       const EvaluateRequest& request,
+                                       const Window& window,
+                                       ThreadPool& threads) {
+  absl::StatusOr<WindowRecord> record =
+      window.continue_tokens > 0
+          ? ContinueWindow(model.where_to_run(), request.methods, window,
+                           request.evaluation, model.tokenizer->eos_ids(),
+                           request.stop, request.store)
+          : EvaluateWindow(model.where_to_run(), request.methods, window,
+                           request.evaluation, threads, request.stop,
+                           request.store);
+  if (!record.ok()) return record;
+  record->set_group(window.group);
+  record->set_item(window.item + 1);
+  record->set_right_choice(window.right_choice);
+  record->set_choice_length(window.choice_length);
+  record->set_context_tokens(window.context_tokens);
+  record->set_depth(window.depth);
+  return record;
+}
+
 absl::Status KeepWindow(const EvaluateRequest& request, size_t window,
                         WindowRecord& record) {
   record.set_fingerprint(request.fingerprint);
@@ -83,6 +109,12 @@ absl::StatusOr<StoredProfile> Profile(LoadedModel& model,
   const std::string path =
       absl::StrCat(request.folder, "/", stored.key(), ".textproto");
   StoredProfile on_disk;
+  // Another process that makes the same profile is waited for.
+  std::optional<FileLock> lock;
+  if (!request.folder.empty()) {
+    KVMIX_ASSIGN_OR_RETURN(lock, FileLock::Wait(absl::StrCat(
+                                     request.folder, ".locks/", stored.key())));
+  }
   if (!request.folder.empty() && ReadTextProto(path, on_disk).ok() &&
       on_disk.key() == stored.key()) {
     on_disk.clear_seconds();
@@ -207,9 +239,8 @@ absl::StatusOr<std::vector<WindowRecord>> Evaluate(
   std::vector<WindowRecord> records(request.windows.size());
   for (size_t i = 0; i < request.windows.size(); ++i) {
     if (!ReadWindow(request, i, records[i])) {
-      absl::StatusOr<WindowRecord> record = EvaluateWindow(
-          model.where_to_run(), request.methods, request.windows[i],
-          request.evaluation, threads, request.stop);
+      absl::StatusOr<WindowRecord> record =
+          RunWindow(model, request, request.windows[i], threads);
       if (!record.ok()) {
         return AddContext(record.status(),
                           absl::StrCat("dataset ", request.name, " window ", i,

@@ -89,6 +89,7 @@ struct EvaluateRequest {
   std::string name;
   std::string folder;  // empty: keep nothing
   const std::atomic<bool>* stop = nullptr;
+  const FullPrecisionStore* store = nullptr;  // see EvaluateWindow
 };
 // evaluated: windows that were run, the others having been read.
 absl::StatusOr<std::vector<WindowRecord>> Evaluate(

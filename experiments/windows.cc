@@ -3,6 +3,7 @@
 #include <utf8proc.h>
 
 #include <algorithm>
+#include <memory>
 #include <optional>
 #include <utility>
 
@@ -11,8 +12,11 @@
 #include "absl/strings/str_split.h"
 #include "experiments/paths.h"
 #include "experiments/synthetic/synthetic_text.h"
+#include "experiments/tasks/document_window.h"
+#include "experiments/tasks/task.h"
 #include "kvmix/base/file.h"
 #include "kvmix/base/fingerprint.h"
+#include "kvmix/base/registry.h"
 #include "kvmix/base/status_macros.h"
 
 namespace kvmix {
@@ -49,38 +53,6 @@ absl::StatusOr<std::string> ReadText(const Dataset& dataset) {
   }
   KVMIX_RETURN_IF_ERROR(CheckUtf8(text, path));
   return text;
-}
-
-// BOS, if the tokenizer puts it in front of a text.
-absl::StatusOr<std::optional<int32_t>> LeadingBos(const Tokenizer& tokenizer) {
-  KVMIX_ASSIGN_OR_RETURN(const Tokens ids, tokenizer.Encode(""));
-  if (!ids.empty() && tokenizer.bos_id() && ids[0] == *tokenizer.bos_id())
-    return tokenizer.bos_id();
-  return std::nullopt;
-}
-
-int64_t CountWords(const Tokens& tokens, const Tokenizer& tokenizer) {
-  int64_t words = 0;
-  bool inside = false;
-  for (size_t i = 1; i < tokens.size(); ++i) {
-    for (unsigned char c : tokenizer.TokenText(tokens[i])) {
-      const bool space = absl::ascii_isspace(c);
-      words += !space && !inside;
-      inside = !space;
-    }
-  }
-  return words;
-}
-
-Window TextWindow(absl::Span<const int32_t> text, std::optional<int32_t> bos,
-                  const Tokenizer& tokenizer) {
-  Window window;
-  window.tokens.reserve(text.size() + 1);
-  if (bos) window.tokens.push_back(*bos);
-  for (int32_t token : text) window.tokens.push_back(token);
-  window.prompt_tokens = static_cast<int64_t>(window.tokens.size());
-  window.words = CountWords(window.tokens, tokenizer);
-  return window;
 }
 
 // Windows of a text file and the text tokens that they used up.
@@ -147,61 +119,33 @@ SyntheticTextOptions DocumentOptions(const SyntheticDocuments& synthetic) {
   return options;
 }
 
-// The tokens that hold bytes [begin, begin + length) of the text; starts[i] is
-// the byte at which token i starts.
-Window::Span TokensOfBytes(const std::vector<int64_t>& starts, int64_t begin,
-                           int64_t length) {
-  const auto first = std::upper_bound(starts.begin(), starts.end(), begin) - 1;
-  const auto last = std::lower_bound(first, starts.end(), begin + length);
-  return {.begin = first - starts.begin(), .count = last - first};
-}
-
-absl::StatusOr<Window> DocumentWindow(const SyntheticDocument& document,
-                                      std::optional<int32_t> bos,
-                                      const Tokenizer& tokenizer) {
-  KVMIX_ASSIGN_OR_RETURN(const Tokens ids,
-                         tokenizer.Encode(document.text, kTextOnly));
-  Window window = TextWindow(ids, bos, tokenizer);
-  std::vector<int64_t> starts;
-  int64_t at = 0;
-  if (bos) starts.push_back(0);
-  for (int32_t id : ids) {
-    starts.push_back(at);
-    at += static_cast<int64_t>(tokenizer.TokenText(id).size());
-  }
-  if (at != static_cast<int64_t>(document.text.size())) {
-    return absl::UnimplementedError(
-        "the model's tokenizer does not keep the bytes of a text, so that the "
-        "tokens of an answer cannot be told; use a byte-level one");
-  }
-  for (const Answer& answer : document.answers)
-    window.answers.push_back(
-        TokensOfBytes(starts, answer.begin, answer.length));
-  if (!document.answers.empty()) {
-    window.prompt_tokens =
-        TokensOfBytes(starts, document.answers[0].question, 1).begin;
-  }
-  return window;
-}
-
 absl::StatusOr<std::vector<Window>> MakeDocuments(const Dataset& dataset,
                                                   uint64_t seed, int first,
                                                   int count,
                                                   const Tokenizer& tokenizer) {
   KVMIX_ASSIGN_OR_RETURN(const SyntheticTask task,
                          ParseSyntheticTask(dataset.synthetic().task()));
-  KVMIX_ASSIGN_OR_RETURN(const std::optional<int32_t> bos,
-                         LeadingBos(tokenizer));
   const SyntheticTextOptions options = DocumentOptions(dataset.synthetic());
   std::vector<Window> windows;
   for (int i = first; i < first + count; ++i) {
     KVMIX_ASSIGN_OR_RETURN(const SyntheticDocument document,
                            GenerateSyntheticDocument(task, options, seed, i));
-    KVMIX_ASSIGN_OR_RETURN(Window window,
-                           DocumentWindow(document, bos, tokenizer));
+    KVMIX_ASSIGN_OR_RETURN(Window window, DocumentWindow(document, tokenizer));
     windows.push_back(std::move(window));
   }
   return windows;
+}
+
+absl::StatusOr<std::vector<Window>> TaskSamples(const Dataset& dataset,
+                                                int limit, uint64_t seed,
+                                                const Tokenizer& tokenizer,
+                                                int64_t max_position) {
+  KVMIX_ASSIGN_OR_RETURN(const std::unique_ptr<Task> task,
+                         Registry<Task>::Get().Make(dataset.task(), "task"));
+  return task->Samples({.tokenizer = &tokenizer,
+                        .seed = seed,
+                        .max_position = max_position,
+                        .limit = limit});
 }
 
 absl::Status CheckLength(const std::vector<Window>& windows,
@@ -241,7 +185,15 @@ absl::StatusOr<std::vector<Window>> LoadWindows(const Dataset& dataset,
                                                 const Tokenizer& tokenizer,
                                                 int64_t max_position) {
   std::vector<Window> windows;
-  if (dataset.has_synthetic()) {
+  if (dataset.has_task()) {
+    absl::StatusOr<std::vector<Window>> samples =
+        TaskSamples(dataset, dataset.limit(), seed, tokenizer, max_position);
+    if (!samples.ok()) {
+      return AddContext(samples.status(),
+                        absl::StrCat("dataset ", dataset.name()));
+    }
+    windows = *std::move(samples);
+  } else if (dataset.has_synthetic()) {
     absl::StatusOr<std::vector<Window>> documents = MakeDocuments(
         dataset, seed, 0, dataset.synthetic().documents(), tokenizer);
     if (!documents.ok()) {
@@ -279,6 +231,20 @@ absl::StatusOr<std::vector<Tokens>> LoadPrompts(const ExperimentConfig& config,
   Dataset dataset = own ? profile.dataset() : config.dataset(0);
   const int64_t length =
       std::min<int64_t>(profile.prompt_tokens(), max_position);
+  if (dataset.has_task()) {
+    // Those of a text would be scored, too: a profile's own dataset avoids it.
+    KVMIX_ASSIGN_OR_RETURN(
+        std::vector<Window> windows,
+        TaskSamples(dataset, own ? count : 0, config.seed() + (own ? 0 : 1),
+                    tokenizer, max_position));
+    for (Window& window : windows) {
+      if (static_cast<int64_t>(window.tokens.size()) > length)
+        window.tokens.resize(length);
+    }
+    if (windows.size() < static_cast<size_t>(count))
+      return TooFewPrompts(windows.size(), count);
+    return Spread(std::move(windows), count);
+  }
   if (dataset.has_synthetic()) {
     KVMIX_ASSIGN_OR_RETURN(
         std::vector<Window> windows,

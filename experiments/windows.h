@@ -8,21 +8,10 @@
 
 #include "absl/status/statusor.h"
 #include "experiments/experiment.pb.h"
+#include "experiments/tasks/window.h"
 #include "models/tokenizer/tokenizer.h"
 
 namespace kvmix {
-
-// Tokens that start from an empty cache. All but the first are scored.
-struct Window {
-  struct Span {
-    int64_t begin = 0;  // index in tokens
-    int64_t count = 0;
-  };
-  std::vector<int32_t> tokens;
-  std::vector<Span> answers;
-  int64_t prompt_tokens = 0;  // what EXACT_PREFILL takes at once
-  int64_t words = 0;          // in the scored tokens, between white space
-};
 
 // The windows of a dataset. Errors: a missing file, invalid UTF-8, an empty
 // text, windows longer than `max_position`, a token outside the vocabulary.

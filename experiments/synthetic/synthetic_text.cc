@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstddef>
 #include <memory>
 #include <set>
@@ -48,6 +49,13 @@ std::vector<int> WriteContext(Exercise& exercise, int tokens,
   return std::vector<int>(subjects.begin(), subjects.end());
 }
 
+// Subjects are numbered in the order in which they are stated.
+int SubjectAt(double depth, std::vector<int> subjects) {
+  std::sort(subjects.begin(), subjects.end());
+  return subjects[std::lround(depth *
+                              static_cast<double>(subjects.size() - 1))];
+}
+
 absl::StatusOr<SyntheticDocument> WriteQuestionsLast(
     SyntheticTask task, const SyntheticTextOptions& options,
     CounterRandom& random) {
@@ -74,6 +82,8 @@ absl::StatusOr<SyntheticDocument> WriteQuestionsLast(
         " things to ask about; use more facts or fewer questions"));
   }
   Shuffle(random, subjects);
+  if (options.depth >= 0 && options.questions == 1)
+    subjects = {SubjectAt(options.depth, subjects)};
   for (int i = 0; i < options.questions; ++i)
     exercise->Ask(subjects[i], random, document);
   return document.Finish();
@@ -139,6 +149,7 @@ absl::Status Validate(SyntheticTask task, const SyntheticTextOptions& options) {
         range("questions", options.questions, 0, 1 << 20),
         range("confusable", options.confusable, 0, 1),
         range("difficulty", options.difficulty, 0, 1),
+        range("depth", options.depth, -1, 1),
         range("hops", options.hops, 0, 16),
         range("copy_length", options.copy_length, kCopyCue + 1, 1024)}) {
     if (!status.ok()) return status;

@@ -87,6 +87,10 @@ struct SyntheticTextOptions {
   // kTraining the most there can be.
   int hops = 2;
 
+  // Only kQuestionsLast: with one question, which subject it asks about, by the
+  // order in which they are stated: 0 the first, 1 the last. Below 0: any.
+  double depth = -1;
+
   // HOP: the form of the questions. Only kQuestionsLast; kTraining mixes both.
   HopForm hop_form = HopForm::kTrace;
 

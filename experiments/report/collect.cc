@@ -1,0 +1,158 @@
+#include "experiments/report/collect.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "experiments/paths.h"
+#include "experiments/sweep/expand.h"
+#include "experiments/sweep/sweep_folder.h"
+#include "experiments/text_proto.h"
+#include "kvmix/base/file.h"
+#include "kvmix/base/status_macros.h"
+
+namespace kvmix {
+namespace {
+
+namespace fs = std::filesystem;
+
+bool Exists(const std::string& path) {
+  std::error_code error;
+  return fs::exists(path, error);
+}
+
+absl::StatusOr<ReportedRun> ReadRun(const std::string& folder) {
+  ReportedRun run;
+  KVMIX_RETURN_IF_ERROR(
+      ReadTextProto(folder + "/record.textproto", run.record));
+  KVMIX_RETURN_IF_ERROR(
+      ReadTextProto(folder + "/config.textproto", run.config));
+  if (Exists(folder + "/timings.textproto")) {
+    KVMIX_RETURN_IF_ERROR(
+        ReadTextProto(folder + "/timings.textproto", run.timings));
+  }
+  std::set<std::string> keys;
+  for (const MethodRecord& method : run.record.method()) {
+    if (method.profile().empty() || !keys.insert(method.profile()).second)
+      continue;
+    StoredProfile& profile = run.profiles.emplace_back();
+    KVMIX_RETURN_IF_ERROR(ReadTextProto(
+        absl::StrCat(folder, "/profile_", method.profile(), ".textproto"),
+        profile));
+  }
+  return run;
+}
+
+absl::Status ReadBench(const std::string& path, ReportInput& input) {
+  KVMIX_ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
+  const auto json = nlohmann::json::parse(text, nullptr, false);
+  if (json.is_discarded() || !json.contains("rows")) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, " is not what kvmix bench --output=json writes"));
+  }
+  for (const auto& row : json["rows"]) {
+    if (!row.contains("kv")) continue;  // timings of estimators
+    input.bench.push_back(
+        {.model = row.value("model", ""),
+         .kv = row.value("kv", ""),
+         .depth = row.value("depth", int64_t{0}),
+         .batch = row.value("batch", int64_t{0}),
+         .threads = row.value("threads", int64_t{0}),
+         .prefill = row.value("prefill_tokens_per_second", 0.0),
+         .decode = row.value("decode_tokens_per_second", 0.0),
+         .decode_low = row.value("decode_low", 0.0),
+         .decode_high = row.value("decode_high", 0.0),
+         .cache_bytes = row.value("cache_bytes", 0.0),
+         .weight_bytes = json.value("weight_bytes", 0.0)});
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReadSweep(const std::string& path, const std::string& shown,
+                       ReportInput& input) {
+  KVMIX_ASSIGN_OR_RETURN(const SweepFolder folder, SweepFolder::Open(path));
+  const SweepManifest& manifest = folder.manifest();
+  for (const SweepCell& cell : manifest.cell()) {
+    const std::string name =
+        absl::StrCat(manifest.name(), " ", CellName(manifest, cell));
+    if (folder.StateOf(cell) == SweepFolder::State::kFailed)
+      input.failed.push_back(absl::StrCat(name, ": ", folder.Failure(cell)));
+    if (folder.StateOf(cell) != SweepFolder::State::kDone) continue;
+    KVMIX_ASSIGN_OR_RETURN(ReportedRun run, ReadRun(folder.CellPath(cell)));
+    run.folder = absl::StrCat(shown, "/cells/", cell.key());
+    run.sweep = manifest.name();
+    for (int i = 0; i < cell.label_size(); ++i)
+      run.settings.push_back({manifest.axis(i).name(), cell.label(i)});
+    input.runs.push_back(std::move(run));
+  }
+  return absl::OkStatus();
+}
+
+// path: on disk; shown: what the report calls it.
+absl::Status ReadFolder(const std::string& path, const std::string& shown,
+                        ReportInput& input) {
+  if (Exists(path + "/manifest.textproto"))
+    return ReadSweep(path, shown, input);
+  if (Exists(path + "/record.textproto")) {
+    KVMIX_ASSIGN_OR_RETURN(ReportedRun run, ReadRun(path));
+    run.folder = shown;
+    input.runs.push_back(std::move(run));
+  }
+  std::vector<fs::path> entries;
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(path, error))
+    entries.push_back(entry.path());
+  if (error) {
+    return absl::ErrnoToStatus(error.value(),
+                               absl::StrCat("cannot list ", path));
+  }
+  std::sort(entries.begin(), entries.end());
+  for (const fs::path& entry : entries) {
+    const std::string name = entry.filename().string();
+    const std::string below = absl::StrCat(shown, "/", name);
+    if (fs::is_directory(entry)) {
+      KVMIX_RETURN_IF_ERROR(ReadFolder(entry.string(), below, input));
+    } else if (absl::StartsWith(name, "bench") &&
+               absl::EndsWith(name, ".json")) {
+      KVMIX_RETURN_IF_ERROR(ReadBench(entry.string(), input));
+    } else if (absl::StartsWith(name, "magnitudes") &&
+               absl::EndsWith(name, ".textproto")) {
+      KVMIX_RETURN_IF_ERROR(
+          ReadTextProto(entry.string(), input.magnitudes.emplace_back()));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+std::string ReportedRun::Name() const {
+  if (sweep.empty()) return record.name();
+  std::vector<std::string> parts = {sweep};
+  for (const auto& [axis, value] : settings)
+    parts.push_back(absl::StrCat(axis, "=", value));
+  return absl::StrJoin(parts, " ");
+}
+
+absl::StatusOr<ReportInput> CollectRecords(
+    const std::vector<std::string>& folders) {
+  ReportInput input;
+  for (const std::string& folder : folders) {
+    KVMIX_ASSIGN_OR_RETURN(const std::string path, ResolveInputPath(folder));
+    const std::string shown =
+        fs::path(path).lexically_normal().filename().string();
+    KVMIX_RETURN_IF_ERROR(ReadFolder(path, shown.empty() ? "." : shown, input));
+  }
+  if (input.runs.empty() && input.bench.empty()) {
+    return absl::NotFoundError(
+        absl::StrCat("no record.textproto below ", absl::StrJoin(folders, ", "),
+                     "; name folders that kvmix run or kvmix sweep wrote"));
+  }
+  return input;
+}
+
+}  // namespace kvmix

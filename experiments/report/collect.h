@@ -1,0 +1,50 @@
+// What a report is made from: the records that runs and sweeps left on disk.
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "experiments/experiment.pb.h"
+#include "experiments/record.pb.h"
+
+namespace kvmix {
+
+// One experiment, or one cell of a sweep.
+struct ReportedRun {
+  std::string folder;  // below the folder that was asked for
+  std::string sweep;   // its name; "" for a run of its own
+  // The cell's place on each axis of the sweep.
+  std::vector<std::pair<std::string, std::string>> settings;
+  ExperimentConfig config;
+  RunRecord record;
+  Timings timings;
+  std::vector<StoredProfile> profiles;
+
+  // "quickstart", "bits high_fraction=0.2"
+  std::string Name() const;
+};
+
+// A row of `kvmix bench --output=json`.
+struct ReportedBench {
+  std::string model, kv;
+  int64_t depth = 0, batch = 0, threads = 0;
+  double prefill = 0, decode = 0, decode_low = 0, decode_high = 0;
+  double cache_bytes = 0, weight_bytes = 0;
+};
+
+struct ReportInput {
+  std::vector<ReportedRun> runs;
+  std::vector<ReportedBench> bench;
+  std::vector<MagnitudeRecord> magnitudes;
+  std::vector<std::string> failed;  // cells of sweeps: name and reason
+};
+
+// Every record below the folders, in the order of their paths; cells of a sweep
+// in the order of its manifest. Errors: a missing or unreadable folder or
+// record, no record at all.
+absl::StatusOr<ReportInput> CollectRecords(
+    const std::vector<std::string>& folders);
+
+}  // namespace kvmix

@@ -1,0 +1,43 @@
+// Figures of records as reports use them.
+#pragma once
+
+#include <string>
+
+#include "experiments/record.pb.h"
+#include "experiments/report/collect.h"
+
+namespace kvmix {
+
+// A figure with its standard error.
+struct Measured {
+  double value = 0;
+  double error = 0;  // 0: not known
+};
+
+// What a dataset is judged by: the score of its task; else the share of right
+// answers; else the loss in nats per token. `loss`: lower is better.
+struct Judged {
+  std::string name;  // "exact match", "right answers", "NLL"
+  bool loss = false;
+  Measured value;
+  Measured difference;  // to full precision, paired
+  int64_t samples = 0;
+};
+Judged Judge(const DatasetRecord& dataset);
+
+// Bits of an element of the whole cache, full-precision tokens included.
+double WholeBits(const Memory& memory);
+
+// Share of layers whose keys or values have more bits than the plan's lowest.
+double ShareOfHighBitLayers(const CachePlan& plan);
+
+const MethodSpeed* SpeedOf(const ReportedRun& run, const std::string& method);
+
+// Spearman's rank correlation, ties in the middle; NaN with fewer than two
+// values or all equal.
+double RankCorrelation(std::vector<double> a, std::vector<double> b);
+
+// "+0.0123 ± 0.0045"
+std::string WithError(const Measured& measured, int digits, bool sign);
+
+}  // namespace kvmix

@@ -1,0 +1,156 @@
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "experiments/report/collect.h"
+#include "experiments/report/measures.h"
+#include "experiments/report/page.h"
+#include "experiments/report/plot.h"
+#include "experiments/text_proto.h"
+#include "kvmix/base/file.h"
+#include "kvmix/base/status_matchers.h"
+
+namespace kvmix {
+namespace {
+
+namespace fs = std::filesystem;
+using ::kvmix::testing::StatusIs;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+TEST(MeasuresTest, RankCorrelationIsSpearmans) {
+  EXPECT_DOUBLE_EQ(RankCorrelation({1, 2, 3}, {10, 20, 15}), 0.5);
+  EXPECT_DOUBLE_EQ(RankCorrelation({1, 2, 3}, {3, 2, 1}), -1);
+  // Ties share the mean rank: ranks 0.5, 0.5, 2 against 0, 1, 2.
+  EXPECT_NEAR(RankCorrelation({1, 1, 2}, {1, 2, 3}), 0.8660254, 1e-6);
+  EXPECT_TRUE(std::isnan(RankCorrelation({1, 1}, {1, 2})));
+}
+
+TEST(PlotTest, TheFrontIsWhatNothingBeats) {
+  const std::vector<plot::Series> series = {
+      {"a", {{.x = 1, .y = 5}, {.x = 2, .y = 6}}},
+      {"b", {{.x = 3, .y = 1}, {.x = 4, .y = 1}}}};
+  const plot::Series front = plot::LowerLeftFront(series);
+  ASSERT_EQ(front.points.size(), 2u);
+  EXPECT_EQ(front.points[0].x, 1);
+  EXPECT_EQ(front.points[1].x, 3);
+}
+
+TEST(PlotTest, NamesOfPeopleAreNoMarkup) {
+  const std::string svg =
+      plot::Draw(plot::XyPlot{.x_label = "<x>",
+                              .y_label = "y",
+                              .series = {{"a<b", {{.x = 1, .y = 1}}}}});
+  EXPECT_THAT(svg, HasSubstr("a&lt;b"));
+  EXPECT_THAT(svg, Not(HasSubstr("<x>")));
+}
+
+constexpr char kRecord[] = R"pb(
+name: "small" fingerprint: "f" mode: "CHUNKED(128)" model{
+  path : "m" fingerprint : "mf" num_layers : 2 num_kv_heads : 1 head_dim : 64
+  weight_bytes : 1000000
+} method {
+name:
+  "FP16" plan {
+    layer {
+      key{bits : 16} value {
+      bits:
+        16
+      }
+    }
+    layer {
+      key{bits : 16} value {
+      bits:
+        16
+      }
+    }
+  }
+  dataset {
+  name:
+    "d" quality{nll : 1 perplexity : 2.7 tokens : 10} memory {
+    bytes:
+      1000 fp16_bytes : 1000 compression : 1
+    }
+  }
+}
+method {
+  name: "A & B_1"
+  plan { layer { key { bits: 3 } value { bits: 4 } }
+         layer { key { bits: 2 } value { bits: 2 } } }
+  dataset { name: "d"
+            quality { nll: 1.1 perplexity: 3.0 tokens: 10 kl_mean: 0.05
+                      nll_difference: 0.1 nll_difference_stderr: 0.02 }
+            memory { bytes: 250 fp16_bytes: 1000 compression: 4
+                     key { codes: 100 } value { codes: 150 } } }
+}
+)pb";
+
+class ReportPageTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = ::testing::TempDir() + "/report_page";
+    fs::remove_all(folder_);
+    ASSERT_OK(WriteFileAtomically(folder_ + "/run/record.textproto", kRecord));
+    ASSERT_OK(WriteFileAtomically(folder_ + "/run/config.textproto",
+                                  "name: \"small\""));
+    ASSERT_OK(WriteFileAtomically(
+        folder_ + "/run/timings.textproto",
+        "speed { method: \"FP16\" decode: 10 prefill: 100 } speed { method: "
+        "\"A & B_1\" decode: 25 prefill: 90 }"));
+  }
+  std::string folder_;
+};
+
+TEST_F(ReportPageTest, TheThreeIndicatorsAndWhatFits) {
+  ASSERT_OK_AND_ASSIGN(ReportInput input, CollectRecords({folder_}));
+  const ReportPage page = MakePage(std::move(input), "T", "kvmix report x");
+  ASSERT_EQ(page.indicators.rows.size(), 1u);
+  EXPECT_THAT(
+      page.indicators.rows[0],
+      ::testing::ElementsAre("small", "A & B_1", "4.00x", "2.50x", "0.90x", "d",
+                             "10", "NLL 1.1000", "+0.1000 ± 0.0200 nats"));
+  // 2 layers * 64 * 2 sides * 4 bits / 8 = 128 bytes a token.
+  EXPECT_EQ(page.capacity.rows[1][3],
+            absl::StrCat((8000000000 - 1000000) / 128, " / ",
+                         (8000000000 - 1000000) / 128 / 4096));
+}
+
+TEST_F(ReportPageTest, OneFileThatNeedsNothingElse) {
+  ASSERT_OK_AND_ASSIGN(ReportInput input, CollectRecords({folder_}));
+  const ReportPage page = MakePage(std::move(input), "T", "kvmix report x");
+  const std::string html = Html(page);
+  EXPECT_THAT(html, Not(HasSubstr("src=")));
+  EXPECT_THAT(html, HasSubstr("A &amp; B_1"));
+  for (const Figure& figure : page.figures) {
+    EXPECT_FALSE(figure.data.rows.empty()) << figure.title;
+    EXPECT_THAT(html, HasSubstr(absl::StrCat("id=\"", figure.id, "\"")));
+    EXPECT_THAT(html, HasSubstr(absl::StrCat("href=\"#", figure.id, "\"")));
+    EXPECT_THAT(figure.svg, Not(HasSubstr("nan"))) << figure.title;
+  }
+  EXPECT_THAT(Latex(page), HasSubstr("A \\& B\\_1"));
+  EXPECT_THAT(Latex(page), HasSubstr("\\toprule"));
+  EXPECT_THAT(Markdown(page), HasSubstr("| A & B_1"));
+  const auto json = nlohmann::json::parse(Json(page));
+  EXPECT_EQ(json["rows"].size(), 2u);
+  EXPECT_EQ(json["figures"].size(), page.figures.size());
+  ASSERT_OK(WriteReport(page, folder_ + "/out"));
+  EXPECT_TRUE(fs::exists(
+      absl::StrCat(folder_, "/out/data/", page.figures[0].id, ".csv")));
+}
+
+TEST_F(ReportPageTest, WhatIsNoRecordIsSaid) {
+  EXPECT_THAT(CollectRecords({"/none"}),
+              StatusIs(absl::StatusCode::kNotFound, HasSubstr("/none")));
+  fs::create_directories(folder_ + "/empty");
+  EXPECT_THAT(CollectRecords({folder_ + "/empty"}),
+              StatusIs(absl::StatusCode::kNotFound,
+                       HasSubstr("no record.textproto below")));
+  ASSERT_OK(WriteFileAtomically(folder_ + "/run/record.textproto", "name: 3"));
+  EXPECT_THAT(CollectRecords({folder_}),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       HasSubstr("record.textproto:1")));
+}
+
+}  // namespace
+}  // namespace kvmix

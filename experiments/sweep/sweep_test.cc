@@ -1,0 +1,225 @@
+#include "experiments/sweep/sweep.h"
+
+#include <filesystem>
+
+#include "experiments/config.h"
+#include "experiments/run_experiment.h"
+#include "experiments/sweep/expand.h"
+#include "experiments/sweep/full_precision_store.h"
+#include "experiments/sweep/sweep_folder.h"
+#include "experiments/sweep/sweep_table.h"
+#include "experiments/text_proto.h"
+#include "kvmix/base/file.h"
+#include "kvmix/base/status_matchers.h"
+
+namespace kvmix {
+namespace {
+
+namespace fs = std::filesystem;
+using ::kvmix::testing::StatusIs;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::SizeIs;
+constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
+
+constexpr char kConfig[] = R"(
+name: "small"
+seed: 3
+model { path: "embedded" }
+dataset { name: "stories" synthetic { task: "story" documents: 2 tokens: 90 } }
+evaluation { mode: CHUNKED chunk_tokens: 32 }
+profile { num_prompts: 2 prompt_tokens: 40 }
+speed { skip: true }
+importance_estimator { name: "gradient_norm" }
+quantizer { name: "group_affine" }
+recency_policy { name: "none" }
+eviction_policy { name: "keep_all" }
+method {
+  name: "FP16"
+  bit_allocator {
+    name: "uniform"
+    options {
+      [type.googleapis.com/kvmix.UniformOptions] { key_bits: 16 value_bits: 16 }
+    }
+  }
+}
+method { name: "KVmix" bit_allocator { name: "top_fraction" } }
+)";
+
+constexpr char kFraction[] =
+    R"(path: "method[1].bit_allocator.options.high_fraction")";
+
+absl::StatusOr<SweepManifest> Expand(const std::string& sweep) {
+  ExperimentConfig config;
+  const absl::Status parsed = ParseTextProto(
+      absl::StrCat(kConfig, "sweep {", sweep, "}"), "test", config);
+  if (!parsed.ok()) return parsed;
+  return ExpandSweep(config);
+}
+
+std::vector<std::string> Names(const SweepManifest& manifest) {
+  std::vector<std::string> names;
+  for (const SweepCell& cell : manifest.cell())
+    names.push_back(CellName(manifest, cell));
+  return names;
+}
+
+TEST(ExpandSweepTest, AxesMultiplyAndTheLastIsFastest) {
+  ASSERT_OK_AND_ASSIGN(
+      const SweepManifest manifest,
+      Expand(absl::StrCat("axis {", kFraction,
+                          R"( value: "0" value: "0.5" } seed: 7 seed: 8)")));
+  EXPECT_THAT(
+      Names(manifest),
+      ElementsAre("high_fraction=0 seed=7", "high_fraction=0 seed=8",
+                  "high_fraction=0.5 seed=7", "high_fraction=0.5 seed=8"));
+  EXPECT_EQ(manifest.cell(3).config().seed(), 8u);
+  EXPECT_THAT(
+      PrintTextProto(manifest.cell(3).config().method(1).bit_allocator()),
+      HasSubstr("high_fraction: 0.5"));
+}
+
+TEST(ExpandSweepTest, ZippedFieldsChangeTogether) {
+  ASSERT_OK_AND_ASSIGN(const SweepManifest manifest, Expand(R"(axis {
+        path: "importance_estimator" value: "random" value: "gradient_norm"
+        label: "chance" label: "gradients"
+        zip { path: "method[1].name" value: "A" value: "B" }
+      })"));
+  EXPECT_THAT(Names(manifest), ElementsAre("importance_estimator=chance",
+                                           "importance_estimator=gradients"));
+  EXPECT_EQ(manifest.cell(0).config().method(1).name(), "A");
+  EXPECT_EQ(manifest.cell(1).config().method(1).importance_estimator().name(),
+            "gradient_norm");
+}
+
+TEST(ExpandSweepTest, WrongAxesAreRefusedByName) {
+  EXPECT_THAT(Expand(""), StatusIs(absl::StatusCode::kOk, ::testing::_));
+  EXPECT_THAT(Expand(R"(axis { path: "seed" })"),
+              StatusIs(kInvalid, HasSubstr("(seed) has no value")));
+  EXPECT_THAT(Expand(R"(axis { path: "sed" value: "1" })"),
+              StatusIs(kInvalid, HasSubstr("has no field \"sed\"")));
+  EXPECT_THAT(Expand(R"(axis { path: "seed" value: "1" value: "2"
+                               zip { path: "threads" value: "1" } })"),
+              StatusIs(kInvalid, HasSubstr("(threads) has 1 values but seed, "
+                                           "with which it changes together, "
+                                           "has 2")));
+  EXPECT_THAT(Expand(R"(axis { path: "seed" value: "1" value: "1" })"),
+              StatusIs(kInvalid, HasSubstr("are the same experiment")));
+  EXPECT_THAT(Expand(absl::StrCat("axis {", kFraction, R"( value: "2" })")),
+              StatusIs(kInvalid, HasSubstr("cell high_fraction=2")));
+  ExperimentConfig config;
+  ASSERT_OK(ParseTextProto(kConfig, "test", config));
+  EXPECT_THAT(ExpandSweep(config), StatusIs(kInvalid, HasSubstr("no sweep")));
+}
+
+class SweepTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    path_ = ::testing::TempDir() + "/sweep_" +
+            ::testing::UnitTest::GetInstance()->current_test_info()->name();
+    fs::remove_all(path_);
+  }
+
+  SweepFolder Make(const std::string& sweep) {
+    absl::StatusOr<SweepManifest> manifest = Expand(sweep);
+    EXPECT_OK(manifest);
+    manifest->set_full_precision_gib(full_precision_gib_);
+    absl::StatusOr<SweepFolder> folder = SweepFolder::Create(path_, *manifest);
+    EXPECT_OK(folder);
+    return *std::move(folder);
+  }
+
+  int CountFiles(const std::string& below, const std::string& ending) {
+    int count = 0;
+    if (!fs::exists(path_ + below)) return 0;
+    for (const auto& file : fs::directory_iterator(path_ + below))
+      count += file.path().extension() == ending;
+    return count;
+  }
+
+  std::string path_;
+  double full_precision_gib_ = 4;
+};
+
+TEST_F(SweepTest, CellsShareProfilesAndFullPrecisionAndChangeNothingByIt) {
+  const std::string axis =
+      absl::StrCat("axis {", kFraction, R"( value: "0.2" value: "0.5" })");
+  const SweepFolder folder = Make(axis);
+  for (const SweepCell& cell : folder.manifest().cell())
+    ASSERT_OK(RunCell(folder, cell, 1, nullptr));
+  EXPECT_EQ(CountFiles("/profiles", ".textproto"), 1);
+  EXPECT_EQ(CountFiles("/full_precision", ".logits"), 2);  // windows
+  ASSERT_OK(WriteSweepTables(folder));
+  ASSERT_OK_AND_ASSIGN(const std::string shared,
+                       ReadFile(path_ + "/table.csv"));
+  fs::remove_all(path_);
+  full_precision_gib_ = -1;
+  const SweepFolder apart = Make(axis);
+  for (const SweepCell& cell : apart.manifest().cell())
+    ASSERT_OK(RunCell(apart, cell, 2, nullptr));
+  EXPECT_EQ(CountFiles("/full_precision", ".logits"), 0);
+  ASSERT_OK(WriteSweepTables(apart));
+  ASSERT_OK_AND_ASSIGN(const std::string separate,
+                       ReadFile(path_ + "/table.csv"));
+  EXPECT_EQ(shared, separate);
+}
+
+TEST_F(SweepTest, ADamagedWindowOfFullPrecisionIsRunAgain) {
+  const FullPrecisionStore store(path_, "test");
+  {
+    ASSERT_OK_AND_ASSIGN(auto entry, store.Open("window", 3));
+    EXPECT_FALSE(entry.found());
+    entry.Append({1.0f, 2.0f});
+    entry.Append({3.0f});
+    ASSERT_OK(entry.Keep("summary"));
+  }
+  {
+    ASSERT_OK_AND_ASSIGN(const auto entry, store.Open("window", 3));
+    ASSERT_TRUE(entry.found());
+    EXPECT_EQ(entry.summary(), "summary");
+    EXPECT_EQ(entry.logits()[2], 3.0f);
+  }
+  ASSERT_OK_AND_ASSIGN(const auto other, store.Open("other", 3));
+  EXPECT_FALSE(other.found());
+  ASSERT_OK_AND_ASSIGN(const auto cut, store.Open("window", 4));
+  EXPECT_FALSE(cut.found());
+}
+
+TEST_F(SweepTest, AFolderKeepsItsSweep) {
+  Make("seed: 1 seed: 2");
+  EXPECT_OK(SweepFolder::Open(path_));
+  ASSERT_OK_AND_ASSIGN(SweepManifest other, Expand("seed: 1 seed: 3 seed: 4"));
+  EXPECT_THAT(SweepFolder::Create(path_, other),
+              StatusIs(absl::StatusCode::kFailedPrecondition,
+                       HasSubstr("with 2 cells, this one \"small\" with 3")));
+}
+
+TEST_F(SweepTest, OneProgramAtATime) {
+  const SweepFolder folder = Make("seed: 1");
+  ASSERT_OK_AND_ASSIGN(const FileLock lock, FileLock::Try(path_ + "/lock"));
+  const std::atomic<bool> stop = false;
+  EXPECT_THAT(RunSweep(folder, {}, stop),
+              StatusIs(absl::StatusCode::kFailedPrecondition,
+                       HasSubstr("another kvmix sweep is running")));
+}
+
+// /bin/false stands for a program whose cells fail.
+TEST_F(SweepTest, FailuresAreKeptAndRetriedOnRequest) {
+  const SweepFolder folder = Make("seed: 1 seed: 2");
+  ASSERT_OK(RunCell(folder, folder.manifest().cell(1), 1, nullptr));
+  const std::atomic<bool> stop = false;
+  ASSERT_OK_AND_ASSIGN(const SweepOutcome first,
+                       RunSweep(folder, {.program = "/bin/false"}, stop));
+  EXPECT_EQ(first.done, 1);
+  ASSERT_THAT(first.failed, SizeIs(1));
+  EXPECT_EQ(folder.Failure(*first.failed[0]), "it printed nothing");
+  ASSERT_OK_AND_ASSIGN(const SweepOutcome again,
+                       RunSweep(folder, {.program = "/none"}, stop));
+  EXPECT_THAT(again.failed, SizeIs(1));  // not tried
+  EXPECT_THAT(
+      RunSweep(folder, {.retry_failed = true, .program = "/none"}, stop),
+      StatusIs(absl::StatusCode::kNotFound, HasSubstr("/none")));
+}
+
+}  // namespace
+}  // namespace kvmix

@@ -130,7 +130,8 @@ int GranularityOf(const CudaFormat& format) {
 
 // The most unquantized tokens that a window keeps between chunks, and those of
 // a chunk of one token before it packs. Windows reach every size that chunks
-// can make of a size that they reach.
+// can make of a size that they reach; a policy that looks at packed tokens
+// keeps most when there are none, or as many as fit.
 int64_t WindowTokens(const RecencyPolicy& recency, WindowState state,
                      int64_t max_tokens, int64_t max_chunk) {
   int64_t kept = 0, seen = 0;
@@ -138,8 +139,11 @@ int64_t WindowTokens(const RecencyPolicy& recency, WindowState state,
        reach = std::min(kept + max_chunk, max_tokens)) {
     for (; seen < reach; ++seen) {
       state.window_tokens = seen + 1;
-      kept =
-          std::max(kept, state.window_tokens - recency.TokensToQuantize(state));
+      for (const int64_t packed : {int64_t{0}, max_tokens - seen - 1}) {
+        state.packed_tokens = packed;
+        kept = std::max(kept,
+                        state.window_tokens - recency.TokensToQuantize(state));
+      }
     }
   }
   return std::min(kept + 1, max_tokens);
@@ -260,6 +264,12 @@ absl::Status CudaKvCache::State::AddFormats(const CachePlan& plan,
       CudaSide& params = keys ? layer.params.key : layer.params.value;
       const QuantFormat& format =
           keys ? plan.layer(i).key() : plan.layer(i).value();
+      KVMIX_ASSIGN_OR_RETURN(const std::vector<AgeTier> tiers,
+                             recency.Tiers(side, shape.head_dim));
+      if (!tiers.empty())
+        return absl::UnimplementedError(
+            "the recency policy stores tokens by age, for which there are no "
+            "kernels on CUDA; use another one, or device: CPU");
       absl::StatusOr<CudaFormat> own = FormatOf(format, side, shape.head_dim);
       if (!own.ok()) return AddContext(own.status(), Place(i, side));
       params.format = *own;
@@ -447,9 +457,14 @@ absl::StatusOr<CudaCounts> CudaKvCache::State::CountsAfter(
       TokensLeaving(*recency, {.side = side,
                                .bits = bits,
                                .granularity = granularity,
-                               .window_tokens = window});
+                               .window_tokens = window,
+                               .packed_tokens = before});
   if (!leaving.ok()) return AddContext(leaving.status(), SideName(side));
-  KVMIX_CHECK((new_tokens == 1 ? window : window - *leaving) <= windows[index]);
+  const int64_t kept = new_tokens == 1 ? window : window - *leaving;
+  if (kept > windows[index])
+    return absl::InternalError(absl::StrCat(
+        SideName(side), ": the recency policy keeps ", kept,
+        " tokens unquantized, but promised to keep at most ", windows[index]));
   out.packed_after += static_cast<int>(*leaving);
   return out;
 }

@@ -539,6 +539,50 @@ TEST(CudaGraphTest, ReplaysADecodeStep) {
   cudaStreamDestroy(stream);
 }
 
+// ---- Windows ----
+
+// A window that is a share of the context grows with it.
+class KeepShare final : public RecencyPolicy {
+ public:
+  FlushOrder flush_order() const override {
+    return FlushOrder::kBeforeAttention;
+  }
+  absl::Status Validate(const WindowState&) const override {
+    return absl::OkStatus();
+  }
+  int64_t TokensToQuantize(const WindowState& s) const override {
+    const int64_t kept = (s.window_tokens + s.packed_tokens) / 3;
+    return std::max<int64_t>(s.window_tokens - kept, 0) / s.granularity *
+           s.granularity;
+  }
+};
+
+TEST(CudaWindowTest, GrowsWithTheContext) {
+  Case c = BatchCase();
+  c.kv_heads = 1;
+  const CacheShape shape = ShapeOf(c);
+  const CachePlan plan = PlanOf(c.key, c.value);
+  auto cpu = KvCache::Create(shape, plan, std::make_shared<KeepShare>(),
+                             std::make_shared<KeepAll>());
+  ASSERT_OK(cpu);
+  auto cuda = CudaKvCache::Create(shape, plan, std::make_shared<KeepShare>(),
+                                  {.num_sequences = 1,
+                                   .max_tokens = 300,
+                                   .max_chunk_tokens = 20,
+                                   .num_heads = c.group});
+  ASSERT_OK(cuda);
+  for (int i = 0; i < 30; ++i) {
+    const int64_t n = i % 2 == 0 ? 1 : 19;
+    const auto keys = Normals(n * c.head_dim, 2 * i);
+    const auto values = Normals(n * c.head_dim, 2 * i + 1);
+    ASSERT_OK((*cpu)->Append(0, n, keys.data(), values.data()));
+    ASSERT_OK((*cpu)->FinishChunk(0));
+    AppendCuda(**cuda, {{0, n}}, keys, values);
+    ASSERT_OK((*cuda)->FinishChunk(0, nullptr));
+  }
+  ExpectSameStored(c, **cpu, **cuda, 0);
+}
+
 // ---- Numbers of other types ----
 
 // Keys and values in half and bfloat16 are what their floats would have been,

@@ -74,6 +74,8 @@ run_test() {
   passed=$(grep -c '^\[       OK \]' "$here/logs/$name.log" || true)
   failed=$(grep -c '^\[  FAILED  \].*ms)$' "$here/logs/$name.log" || true)
   skipped=$(grep -c '^\[  SKIPPED \].*ms)$' "$here/logs/$name.log" || true)
+  # A device that the driver names and the run-time library cannot use.
+  if grep -q '^no CUDA device' "$here/logs/$name.log"; then status=1; fi
   if [ "$status" -ne 0 ]; then bad=$((bad + 1)); [ "$failed" -gt 0 ] || failed="exit $status"; fi
   echo "| $name | $passed | $failed | $skipped | $((SECONDS - start)) |"
 }

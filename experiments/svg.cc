@@ -120,7 +120,7 @@ std::vector<double> Axis::EvenTicks(double& step) const {
   step = power * (digit < 1.5 ? 1 : digit < 3 ? 2 : digit < 7 ? 5 : 10);
   std::vector<double> ticks;
   for (double v = std::ceil(low() / step) * step; v <= high(); v += step)
-    ticks.push_back(v);
+    ticks.push_back(std::abs(v) < 1e-9 * step ? 0 : v);  // never "-0"
   return ticks;
 }
 

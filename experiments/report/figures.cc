@@ -388,10 +388,22 @@ std::vector<AgainstValue> AgainstValues(const Group& group) {
   return values;
 }
 
-// One line for each method over x; points without x are left out.
-template <typename XOf>
+// The method, and where its cell lies on all axes but one.
+std::string LineName(const Row& row, size_t axis) {
+  std::string name = row.method->name();
+  for (size_t i = 0; i < row.run->settings.size(); ++i) {
+    if (i != axis) {
+      absl::StrAppend(&name, " ", row.run->settings[i].first, "=",
+                      row.run->settings[i].second);
+    }
+  }
+  return name;
+}
+
+// One line for each name over x; points without x are left out.
+template <typename XOf, typename NameOf>
 void AddAgainst(const Group& group, const std::string& x_label, XOf x_of,
-                std::vector<Figure>& figures) {
+                NameOf name_of, std::vector<Figure>& figures) {
   for (const AgainstValue& y : AgainstValues(group)) {
     std::map<std::string, plot::Series> series;
     Table data;
@@ -399,7 +411,7 @@ void AddAgainst(const Group& group, const std::string& x_label, XOf x_of,
     for (const Row& row : RowsOf(group)) {
       const double x = x_of(row), value = y.value(row), error = y.error(row);
       if (std::isnan(x) || std::isnan(value)) continue;
-      const std::string& name = row.method->name();
+      const std::string name = name_of(row);
       plot::Series& line = series[name];
       line.name = name;
       line.line = true;
@@ -440,9 +452,11 @@ double AxisValue(const Row& row, size_t axis) {
 
 void AddAxes(const Group& group, std::vector<Figure>& figures) {
   for (size_t axis = 0; axis < group.runs[0]->settings.size(); ++axis) {
+    const std::string& name = group.runs[0]->settings[axis].first;
+    if (name == "seed") continue;  // no quantity
     AddAgainst(
-        group, group.runs[0]->settings[axis].first,
-        [&](const Row& row) { return AxisValue(row, axis); }, figures);
+        group, name, [&](const Row& row) { return AxisValue(row, axis); },
+        [&](const Row& row) { return LineName(row, axis); }, figures);
   }
   std::set<double> shares;
   for (const Row& row : RowsOf(group))
@@ -455,7 +469,7 @@ void AddAxes(const Group& group, std::vector<Figure>& figures) {
                    ? kNone
                    : ShareOfHighBitLayers(row.method->plan());
       },
-      figures);
+      [](const Row& row) { return row.method->name(); }, figures);
 }
 
 void AddPositions(const Group& group, std::vector<Figure>& figures) {
@@ -545,15 +559,25 @@ void AddPlaces(const Group& group, std::vector<Figure>& figures) {
   }
 }
 
+// What a group of prompts lost: the task's score, or else the divergence.
+Measured GroupLoss(const TaskQuality* task, const Quality& quality) {
+  if (task == nullptr) return {.value = quality.kl_mean()};
+  return {.value = -task->score_difference(),
+          .error = task->score_difference_stderr()};
+}
+
 void AddGroups(const Group& group, std::vector<Figure>& figures) {
   const std::vector<Row> rows = RowsOf(group);
   for (int d = 0; d < rows[0].method->dataset_size(); ++d) {
     const DatasetRecord& full = rows[0].method->dataset(d);
     if (full.group().empty()) continue;
-    plot::BarPlot plot = {.y_label = "KL mean, nats per token"};
+    plot::BarPlot plot = {.y_label = full.has_task()
+                                         ? absl::StrCat(full.task().metric(),
+                                                        ", loss against full "
+                                                        "precision")
+                                         : "KL mean, nats per token"};
     Table data;
-    data.header = {"method",  "group",          "windows",
-                   "KL mean", "NLL difference", "standard error"};
+    data.header = {"method", "group", plot.y_label, "standard error"};
     for (const GroupRecord& label : full.group())
       plot.labels.push_back(label.name());
     plot.labels.push_back("mean");
@@ -561,15 +585,18 @@ void AddGroups(const Group& group, std::vector<Figure>& figures) {
       if (row.method == &row.run->record.method(0)) continue;
       const DatasetRecord& own = row.method->dataset(d);
       plot::BarPlot::Bars bars = {.name = row.name};
+      const auto add = [&](const std::string& name, const Measured& loss) {
+        bars.values.push_back(loss.value);
+        bars.errors.push_back(loss.error);
+        data.rows.push_back(
+            {row.name, name, Exact(loss.value), Exact(loss.error)});
+      };
       for (const GroupRecord& label : own.group()) {
-        bars.values.push_back(label.quality().kl_mean());
-        data.rows.push_back({row.name, label.name(),
-                             absl::StrCat(label.windows()),
-                             Exact(label.quality().kl_mean()),
-                             Exact(label.quality().nll_difference()),
-                             Exact(label.quality().nll_difference_stderr())});
+        add(label.name(), GroupLoss(label.has_task() ? &label.task() : nullptr,
+                                    label.quality()));
       }
-      bars.values.push_back(own.quality().kl_mean());
+      add("mean",
+          GroupLoss(own.has_task() ? &own.task() : nullptr, own.quality()));
       plot.series.push_back(std::move(bars));
     }
     if (plot.series.empty()) continue;
@@ -654,7 +681,8 @@ void AddMagnitudes(const MagnitudeRecord& record,
          .title =
              absl::StrCat("Mean magnitude of ", what, ", ", record.model()),
          .caption = absl::StrFormat(
-             "By layer and channel, from 0 (light) to %s (dark). Columns that "
+             "By layer and channel, from 0 (faint) to %s (strong). Columns "
+             "that "
              "stand out are the outlier channels for which keys are quantized "
              "per channel.",
              Short(map.high)),

@@ -154,6 +154,12 @@ std::string BarLabel(double x, double room, const std::string& label) {
       x, y, x, y, svg::Escaped(Shortened(label)));
 }
 
+// All but the first, a dark grey that a dark page swallows.
+const char* ColorOf(size_t index) {
+  constexpr size_t kColors = 13;
+  return svg::Color(static_cast<int>(index % kColors) + 1);
+}
+
 std::string Figure(double value) { return absl::StrFormat("%.4g", value); }
 
 }  // namespace
@@ -175,7 +181,7 @@ std::string Draw(const XyPlot& plot) {
   const Axis y(ys, kFrame.bottom, kFrame.top);
   std::string body = XGrid(x, plot.x_label) + YGrid(y, plot.y_label);
   for (size_t i = 0; i < plot.series.size(); ++i) {
-    const char* color = svg::Color(static_cast<int>(i));
+    const char* color = ColorOf(i);
     body += DrawSeries(plot.series[i], x, y, color);
     body += LegendRow(static_cast<int>(i), plot.series[i].name, color);
   }
@@ -207,6 +213,7 @@ std::string Draw(const BarPlot& plot) {
     for (const BarPlot::Bars& bars : plot.series) {
       sum += bars.values[i];
       ends.push_back(plot.stacked ? sum : bars.values[i]);
+      if (!bars.errors.empty()) ends.push_back(ends.back() + bars.errors[i]);
     }
   }
   const Axis y(ends, kFrame.bottom, kFrame.top);
@@ -226,11 +233,10 @@ std::string Draw(const BarPlot& plot) {
           plot.stacked ? left : left + width * static_cast<double>(s);
       const double y1 = std::min(y.Position(top), bar_bottom);
       const double y2 = std::max(y.Position(top), bar_bottom);
-      body += Rectangle(
-          x, y1, width, y2 - y1,
-          absl::StrCat("fill=\"", svg::Color(static_cast<int>(s)), "\""),
-          absl::StrCat(plot.labels[i], ", ", bars.name, ": ",
-                       Figure(bars.values[i])));
+      body += Rectangle(x, y1, width, y2 - y1,
+                        absl::StrCat("fill=\"", ColorOf(s), "\""),
+                        absl::StrCat(plot.labels[i], ", ", bars.name, ": ",
+                                     Figure(bars.values[i])));
       if (!bars.errors.empty() && bars.errors[i] > 0) {
         const double middle = x + width / 2;
         body += GridLine(middle, y.Position(top - bars.errors[i]), middle,
@@ -241,8 +247,7 @@ std::string Draw(const BarPlot& plot) {
     body += BarLabel(left + 0.4 * room, room, plot.labels[i]);
   }
   for (size_t s = 0; s < plot.series.size(); ++s) {
-    body += LegendRow(static_cast<int>(s), plot.series[s].name,
-                      svg::Color(static_cast<int>(s)));
+    body += LegendRow(static_cast<int>(s), plot.series[s].name, ColorOf(s));
   }
   return Picture(std::max(HeightFor(plot.series.size()), kHeight + 70), body);
 }

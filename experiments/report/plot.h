@@ -46,7 +46,7 @@ struct BarPlot {
 };
 std::string Draw(const BarPlot& plot);
 
-// Cells [rows, columns], darker where the value is larger.
+// Cells [rows, columns], stronger where the value is larger.
 struct HeatMap {
   std::string x_label = {}, y_label = {};
   std::vector<std::string> rows = {}, columns = {};

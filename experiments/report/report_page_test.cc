@@ -47,43 +47,66 @@ TEST(PlotTest, NamesOfPeopleAreNoMarkup) {
 }
 
 constexpr char kRecord[] = R"pb(
-name: "small" fingerprint: "f" mode: "CHUNKED(128)" model{
-  path : "m" fingerprint : "mf" num_layers : 2 num_kv_heads : 1 head_dim : 64
-  weight_bytes : 1000000
-} method {
-name:
-  "FP16" plan {
-    layer {
-      key{bits : 16} value {
-      bits:
-        16
+  name: "small"
+  fingerprint: "f"
+  mode: "CHUNKED(128)"
+  model {
+    path: "m"
+    fingerprint: "mf"
+    num_layers: 2
+    num_kv_heads: 1
+    head_dim: 64
+    weight_bytes: 1000000
+  }
+  method {
+    name: "FP16"
+    plan {
+      layer {
+        key { bits: 16 }
+        value { bits: 16 }
+      }
+      layer {
+        key { bits: 16 }
+        value { bits: 16 }
       }
     }
-    layer {
-      key{bits : 16} value {
-      bits:
-        16
+    dataset {
+      name: "d"
+      quality { nll: 1 perplexity: 2.7 tokens: 10 }
+      memory { bytes: 1000 fp16_bytes: 1000 compression: 1 }
+    }
+  }
+  method {
+    name: "A & B_1"
+    plan {
+      layer {
+        key { bits: 3 }
+        value { bits: 4 }
+      }
+      layer {
+        key { bits: 2 }
+        value { bits: 2 }
+      }
+    }
+    dataset {
+      name: "d"
+      quality {
+        nll: 1.1
+        perplexity: 3.0
+        tokens: 10
+        kl_mean: 0.05
+        nll_difference: 0.1
+        nll_difference_stderr: 0.02
+      }
+      memory {
+        bytes: 250
+        fp16_bytes: 1000
+        compression: 4
+        key { codes: 100 }
+        value { codes: 150 }
       }
     }
   }
-  dataset {
-  name:
-    "d" quality{nll : 1 perplexity : 2.7 tokens : 10} memory {
-    bytes:
-      1000 fp16_bytes : 1000 compression : 1
-    }
-  }
-}
-method {
-  name: "A & B_1"
-  plan { layer { key { bits: 3 } value { bits: 4 } }
-         layer { key { bits: 2 } value { bits: 2 } } }
-  dataset { name: "d"
-            quality { nll: 1.1 perplexity: 3.0 tokens: 10 kl_mean: 0.05
-                      nll_difference: 0.1 nll_difference_stderr: 0.02 }
-            memory { bytes: 250 fp16_bytes: 1000 compression: 4
-                     key { codes: 100 } value { codes: 150 } } }
-}
 )pb";
 
 class ReportPageTest : public ::testing::Test {

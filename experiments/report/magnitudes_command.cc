@@ -94,7 +94,7 @@ absl::Status MagnitudesCommand(absl::Span<const std::string> args,
       magnitudes.Start({.num_layers = model.transformer->config().num_layers,
                         .seed = config.seed()}));
   KVMIX_RETURN_IF_ERROR(
-      ObservePrompts(*model.transformer, prompts, magnitudes, {.stop = &stop})
+      ObservePrompts(model.where_to_run(), prompts, magnitudes, {.stop = &stop})
           .status());
   return WriteTextProto(magnitudes.Record(config.model().path()),
                         ResolvePath(output));

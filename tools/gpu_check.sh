@@ -25,12 +25,13 @@ pack() {
   local tests
   tests=$("${bazel[@]}" query --noshow_progress 'attr(tags, "\bgpu\b", tests(//...))' 2>/dev/null | sort)
   [ -n "$tests" ] || { echo "gpu_check: no CUDA tests; is there a toolkit under \$CUDA_PATH or /usr/local/cuda?" >&2; exit 1; }
+  local programs="//experiments:kvmix //attention:cuda_attention_benchmark"
   # shellcheck disable=SC2086
-  "${bazel[@]}" build "${flags[@]}" --noshow_progress $tests //experiments:kvmix
+  "${bazel[@]}" build "${flags[@]}" --noshow_progress $tests $programs
   built=$("${bazel[@]}" info "${flags[@]}" bazel-bin 2>/dev/null)
   rm -rf "$folder"
   mkdir -p "$folder/bin" "$folder/lib" "$folder/data/models" "$folder/data/experiments"
-  for label in $tests //experiments:kvmix; do
+  for label in $tests $programs; do
     binary=$built/$(sed 's,^//,,; s,:,/,' <<< "$label")
     strip -o "$folder/bin/$(basename "$binary")" "$binary"
   done
@@ -137,6 +138,7 @@ benchmark_section() {
     name=$(basename "$binary")
     output_of "$name" "$name --benchmark_filter=$BENCHMARK_FILTER" "program $name --benchmark_filter='$BENCHMARK_FILTER'"
   done
+  output_of attention cuda_attention_benchmark "program cuda_attention_benchmark"
   local run="kvmix run experiments/configs/quickstart.textproto --device=cuda"
   output_of quickstart "$run" "program $run --output=$here/out"
   echo "## Agreement with the CPU"

@@ -50,7 +50,8 @@ check() {
   for cell in "$work"/whole/cells/*; do
     cmp "$cell/record.textproto" "$work/kills/cells/$(basename "$cell")/record.textproto" || fail "a record differs"
   done
-  [[ $(ls "$work/kills/full_precision" | grep -c logits) -eq 6 ]] || fail "full precision: $(ls "$work/kills/full_precision")"
+  [[ $(ls "$work/kills/full_precision" | grep -c '\.logits$') -eq 6 ]] || fail "full precision: $(ls "$work/kills/full_precision")"
+  ! ls "$work/kills/full_precision" | grep '\.tmp$' || fail "unfinished files stay"
 }
 
 # A sweep that ends before it is killed is checked, and another one started.

@@ -19,6 +19,7 @@ constexpr int64_t kRowTile = 192;
 // many bytes, so that handing it to a thread pays.
 constexpr int64_t kManyRows = 16;
 constexpr int64_t kTaskBytes = int64_t{1} << 16;
+constexpr int64_t kTasksPerThread = 4;
 // Inputs that one thread rounds to another type faster than two.
 constexpr int64_t kElementsPerRounding = int64_t{1} << 15;
 
@@ -145,10 +146,13 @@ void LinearLayer::Forward(const float* x, int64_t num_rows, float* y,
     num_panels += part.matrix.num_panels();
     bytes += part.matrix.bytes();
   }
+  const int64_t by_bytes = kTaskBytes * num_panels / bytes;
+  const int64_t by_threads =
+      num_panels / (kTasksPerThread * threads.num_threads());
   const int64_t panels_per_task =
       num_rows >= kManyRows
           ? 1
-          : std::clamp<int64_t>(kTaskBytes * num_panels / bytes, 1, num_panels);
+          : std::clamp<int64_t>(std::max(by_bytes, by_threads), 1, num_panels);
   const int64_t column_tasks =
       (num_panels + panels_per_task - 1) / panels_per_task;
   const int64_t row_tiles = (num_rows + kRowTile - 1) / kRowTile;

@@ -26,7 +26,7 @@ using IntVec = hn::Vec<Ints>;
 constexpr int kLanes = static_cast<int>(hn::MaxLanes(Floats()));
 constexpr int kVectors = static_cast<int>(kPanelOutputs) / kLanes;
 // How far ahead of its use memory is asked for.
-constexpr int64_t kPrefetchBytes = 4096;
+constexpr int64_t kPrefetchBytes = 8192;
 
 HWY_INLINE void PrefetchBytes(const uint8_t* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64)

@@ -15,8 +15,9 @@ static_assert(kWidth == PanelMatrix::kWidth);
 // Rows that share a panel's pass through the caches: 192 rows of 192 inputs are
 // 144 KiB of float.
 constexpr int64_t kRowTile = 192;
-// From so many rows on, a task is one panel; below, a run of panels of this
-// many bytes, so that handing it to a thread pays.
+// From so many rows on, a task is one panel; below, a run of panels of at least
+// this many bytes, so that handing it to a thread pays, and no more tasks than
+// this for a thread: each begins with memory that nothing asked for ahead.
 constexpr int64_t kManyRows = 16;
 constexpr int64_t kTaskBytes = int64_t{1} << 16;
 constexpr int64_t kTasksPerThread = 4;

@@ -33,8 +33,9 @@ struct AttentionItem {
 
 // Preconditions: layer has an open chunk of num_tokens in every cache (between
 // Append and FinishChunk), num_heads is a multiple of its KV heads, and all
-// caches have the same head_dim; with a sliding window they keep all tokens. Results do not depend on the number of
-// threads, nor on what else is in the batch.
+// caches have the same head_dim; with a sliding window they keep all tokens.
+// Results do not depend on the number of threads, nor on what else is in the
+// batch.
 void Attention(int layer, absl::Span<const AttentionItem> batch,
                const AttentionOptions& options, ThreadPool& threads);
 

@@ -46,8 +46,9 @@ class EvaluateTest : public ::testing::Test {
 
   WindowRecord Evaluate(const Evaluation& evaluation, int num_threads = 2) {
     ThreadPool threads(num_threads);
-    absl::StatusOr<WindowRecord> record = EvaluateWindow(
-        {.cpu = model_.transformer.get()}, methods_, window_, evaluation, threads);
+    absl::StatusOr<WindowRecord> record =
+        EvaluateWindow({.cpu = model_.transformer.get()}, methods_, window_,
+                       evaluation, threads);
     EXPECT_OK(record.status());
     return record.ok() ? *record : WindowRecord();
   }
@@ -145,8 +146,8 @@ TEST_F(EvaluateTest, TwoBitsDiverge) {
 TEST_F(EvaluateTest, StopsBetweenChunks) {
   const std::atomic<bool> stop = true;
   ThreadPool threads(1);
-  EXPECT_THAT(EvaluateWindow({.cpu = model_.transformer.get()}, methods_, window_,
-                             Chunked(32), threads, &stop),
+  EXPECT_THAT(EvaluateWindow({.cpu = model_.transformer.get()}, methods_,
+                             window_, Chunked(32), threads, &stop),
               StatusIs(absl::StatusCode::kCancelled, HasSubstr("interrupted")));
 }
 

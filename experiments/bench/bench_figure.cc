@@ -1,4 +1,4 @@
-#include "experiments/bench_figure.h"
+#include "experiments/bench/bench_figure.h"
 
 #include <algorithm>
 #include <vector>

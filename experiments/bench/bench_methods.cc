@@ -1,4 +1,4 @@
-#include "experiments/bench_methods.h"
+#include "experiments/bench/bench_methods.h"
 
 #include <array>
 #include <memory>

@@ -1,4 +1,4 @@
-#include "experiments/bench.h"
+#include "experiments/bench/bench.h"
 
 #include <malloc.h>
 
@@ -9,12 +9,12 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "experiments/bench_methods.h"
+#include "experiments/bench/bench_methods.h"
+#include "experiments/bench/random_states.h"
+#include "experiments/bench/read_bandwidth.h"
 #include "experiments/loaded_model.h"
 #include "experiments/machine.h"
 #include "experiments/observe_prompts.h"
-#include "experiments/random_states.h"
-#include "experiments/read_bandwidth.h"
 #include "experiments/timed_passes.h"
 #include "kvmix/base/progress_bar.h"
 #include "kvmix/base/random.h"

@@ -5,7 +5,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "experiments/bench.h"
+#include "experiments/bench/bench.h"
 
 namespace kvmix {
 

@@ -1,4 +1,4 @@
-#include "experiments/bench.h"
+#include "experiments/bench/bench.h"
 
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -7,13 +7,13 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
-#include "experiments/bench_figure.h"
-#include "experiments/bench_growth.h"
-#include "experiments/bench_methods.h"
-#include "experiments/bench_report.h"
+#include "experiments/bench/bench_figure.h"
+#include "experiments/bench/bench_growth.h"
+#include "experiments/bench/bench_methods.h"
+#include "experiments/bench/bench_report.h"
+#include "experiments/bench/random_states.h"
+#include "experiments/bench/read_bandwidth.h"
 #include "experiments/loaded_model.h"
-#include "experiments/random_states.h"
-#include "experiments/read_bandwidth.h"
 #include "experiments/text_proto.h"
 #include "experiments/timed_passes.h"
 #include "kvmix/base/status_matchers.h"

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "experiments/bench.h"
+#include "experiments/bench/bench.h"
 
 namespace kvmix {
 

@@ -1,4 +1,4 @@
-#include "experiments/read_bandwidth.h"
+#include "experiments/bench/read_bandwidth.h"
 
 #include <sys/mman.h>
 
@@ -11,7 +11,7 @@
 #include "absl/time/time.h"
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "experiments/read_bandwidth.cc"
+#define HWY_TARGET_INCLUDE "experiments/bench/read_bandwidth.cc"
 #include "hwy/foreach_target.h"
 // After foreach_target.h.
 #include "hwy/cache_control.h"

@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "experiments/bench.h"
+#include "experiments/bench/bench.h"
 
 namespace kvmix {
 

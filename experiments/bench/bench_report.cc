@@ -1,10 +1,10 @@
-#include "experiments/bench_report.h"
+#include "experiments/bench/bench_report.h"
 
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "experiments/bench_growth.h"
+#include "experiments/bench/bench_growth.h"
 #include "experiments/command_line.h"
 #include "experiments/machine.h"
 #include "experiments/table.h"

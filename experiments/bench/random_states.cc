@@ -1,4 +1,4 @@
-#include "experiments/random_states.h"
+#include "experiments/bench/random_states.h"
 
 #include <algorithm>
 

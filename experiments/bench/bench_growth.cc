@@ -1,4 +1,4 @@
-#include "experiments/bench_growth.h"
+#include "experiments/bench/bench_growth.h"
 
 #include <algorithm>
 

@@ -30,14 +30,10 @@ class ExpectedAttention final : public ScoredEviction {
     const EvictionHead& h = state.heads[head];
     std::vector<double> weight(h.num_tokens);
     for (int j = 0; j < h.query_heads; ++j) AddWeights(h, j, weight);
-    for (int64_t t = 0; t < h.num_tokens; ++t) {
-      double squares = 0;
-      for (int d = 0; d < state.head_dim; ++d) {
-        const double v = h.values[t * state.head_dim + d];
-        squares += v * v;
-      }
-      scores[t] = static_cast<float>(weight[t] * std::sqrt(squares));
-    }
+    const int dim = state.head_dim;
+    for (int64_t t = 0; t < h.num_tokens; ++t)
+      scores[t] = static_cast<float>(
+          weight[t] * std::sqrt(SumOfSquares(h.values + t * dim, dim)));
   }
 
  private:

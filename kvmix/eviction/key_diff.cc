@@ -21,11 +21,7 @@ class KeyDiff final : public ScoredEviction {
     const int dim = state.head_dim;
     std::vector<double> mean(dim);  // of the normalised keys, times N
     const auto norm = [&](int64_t t) {
-      double squares = 0;
-      for (int d = 0; d < dim; ++d) {
-        const double k = h.keys[t * dim + d];
-        squares += k * k;
-      }
+      const double squares = SumOfSquares(h.keys + t * dim, dim);
       return squares > 0 ? std::sqrt(squares) : 1.0;
     };
     for (int64_t t = 0; t < h.num_tokens; ++t) {

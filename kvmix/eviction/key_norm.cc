@@ -16,14 +16,8 @@ class KeyNorm final : public ScoredEviction {
              float* scores) const override {
     const EvictionHead& h = state.heads[head];
     const int dim = state.head_dim;
-    for (int64_t t = 0; t < h.num_tokens; ++t) {
-      double squares = 0;
-      for (int d = 0; d < dim; ++d) {
-        const double k = h.keys[t * dim + d];
-        squares += k * k;
-      }
-      scores[t] = -static_cast<float>(squares);
-    }
+    for (int64_t t = 0; t < h.num_tokens; ++t)
+      scores[t] = -static_cast<float>(SumOfSquares(h.keys + t * dim, dim));
   }
 };
 

@@ -270,6 +270,43 @@ TEST(PyramidTest, BudgetsFallLinearlyOverTheLayers) {
   }
 }
 
+// H2O's newest tokens, half of the budget, stay in every layer.
+TEST(PyramidTest, TokensThatStayInAnyCaseAreNotShared) {
+  ScoredEvictionOptions inner;
+  inner.mutable_budget()->set_tokens(200);
+  inner.mutable_budget()->set_step(1);
+  PyramidOptions options;
+  *options.mutable_inner() = Named("h2o", inner);
+  const auto policy = Make(Named("pyramid", options));
+  const std::vector<int64_t> expected = {100 + 195, 100 + 131, 100 + 68,
+                                         100 + 5};
+  for (int layer = 0; layer < 4; ++layer) {
+    const RandomLayer shown(
+        {.num_tokens = 400, .tokens_seen = 400, .layer = layer}, 1);
+    EXPECT_EQ(400 - static_cast<int64_t>(
+                        policy->TokensToDrop(shown.state())[0].size()),
+              expected[layer]);
+  }
+}
+
+// The middle one of three layers has the even budget.
+TEST(PyramidTest, HeadsKeepWhatAdaGivesThem) {
+  SnapKvOptions snap;
+  *snap.mutable_budget() = Budget(40, 2, 6);
+  AdaOptions shared;
+  *shared.mutable_inner() = Named("snapkv", snap);
+  const Component ada = Named("ada", shared);
+  PyramidOptions options;
+  options.set_steepness(2);
+  *options.mutable_inner() = ada;
+  const RandomLayer layer(
+      {.num_tokens = 70, .tokens_seen = 90, .layer = 1, .num_layers = 3}, 1);
+  const auto dropped =
+      Make(Named("pyramid", options))->TokensToDrop(layer.state());
+  EXPECT_NE(dropped[0].size(), dropped[1].size());
+  EXPECT_EQ(dropped, Make(ada)->TokensToDrop(layer.state()));
+}
+
 TEST(AdaTest, HeadsCompeteForOneBudgetAboveAFloor) {
   AdaOptions options;
   options.set_floor(0.25);
@@ -335,6 +372,17 @@ TEST(DemoteTest, BudgetsAreOfTokensThatAreNotDemoted) {
       1);
   // 68 are not demoted, 48 too many: three sixteens.
   EXPECT_EQ(policy->TokensToDrop(layer.state())[0].size(), 48u);
+}
+
+TEST(WrappedEvictionTest, AroundDemoteDemotesToo) {
+  DemoteOptions inner;
+  inner.set_key_bits(4);
+  AdaOptions options;
+  *options.mutable_inner() = Named("demote", inner);
+  ASSERT_OK_AND_ASSIGN(
+      const QuantFormat key,
+      Make(Named("ada", options))->DemotionFormat(Side::kKey, 64));
+  EXPECT_EQ(key.bits(), 4);
 }
 
 TEST(WrappedEvictionTest, APolicyThatDoesNotScoreIsRefused) {

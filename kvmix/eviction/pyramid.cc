@@ -1,9 +1,9 @@
 // PyramidKV (Cai et al., arXiv 2406.02069): lower layers keep more tokens than
-// higher ones, the mean being the budget. With w newest tokens that stay, n
-// tokens in the budget and L layers, layer l keeps
+// higher ones, the mean being the budget. With w tokens that stay in any case,
+// n tokens in the budget and L layers, layer l keeps
 //   w + max - (max - min) l / (L - 1),  min = (n - w) / steepness,
 //   max = 2 (n - w) - min
-// tokens of each head, chosen by another policy.
+// tokens of a head, chosen by another policy; n is what that gives the head.
 #include <algorithm>
 #include <memory>
 #include <vector>
@@ -21,26 +21,29 @@ class Pyramid final : public WrappedEviction {
   Pyramid(std::unique_ptr<ScoredEviction> inner, double steepness)
       : WrappedEviction(std::move(inner)), steepness_(steepness) {}
   std::vector<int64_t> Keep(const EvictionState& state) const override {
-    std::vector<int64_t> keep = inner().Keep(state);
-    for (int64_t& tokens : keep) tokens = OfLayer(state, tokens);
-    return keep;
+    return OfLayer(state, inner().Keep(state));
   }
   std::vector<int64_t> KeepByScores(
       const EvictionState& state,
-      const std::vector<std::vector<float>>&) const override {
-    return Keep(state);
+      const std::vector<std::vector<float>>& scores) const override {
+    return OfLayer(state, inner().KeepByScores(state, scores));
   }
 
  private:
-  int64_t OfLayer(const EvictionState& state, int64_t tokens) const {
-    const int64_t recent = std::min(tokens, budget().recent_tokens());
-    const double shared = static_cast<double>(tokens - recent);
-    const double min = shared / steepness_, max = 2 * shared - min;
+  // The layer's part of `budgets`, one for each head.
+  std::vector<int64_t> OfLayer(const EvictionState& state,
+                               std::vector<int64_t> budgets) const {
     const double height =
         state.num_layers == 1
             ? 0.5
             : static_cast<double>(state.layer) / (state.num_layers - 1);
-    return recent + static_cast<int64_t>(max - (max - min) * height);
+    for (int64_t& tokens : budgets) {
+      const int64_t staying = std::min(tokens, NumStaying(state.tokens_seen));
+      const double shared = static_cast<double>(tokens - staying);
+      const double min = shared / steepness_, max = 2 * shared - min;
+      tokens = staying + static_cast<int64_t>(max - (max - min) * height);
+    }
+    return budgets;
   }
 
   const double steepness_;

@@ -120,6 +120,12 @@ std::vector<TokenList> ScoredEviction::TokensToDrop(
   return dropped;
 }
 
+double SumOfSquares(const float* x, int64_t n) {
+  double sum = 0;
+  for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(x[i]) * x[i];
+  return sum;
+}
+
 std::vector<float> MeanAttention(const EvictionHead& head) {
   std::vector<double> sum(head.num_tokens);
   std::vector<double> weights(head.num_tokens);

@@ -61,11 +61,18 @@ class ScoredEviction : public EvictionPolicy {
   // Whether token `t` of a head stays whatever its score.
   bool Stays(const EvictionState& state, const EvictionHead& head,
              int64_t t) const;
+  // First and newest tokens that stay so, of `tokens_seen`.
+  int64_t NumStaying(int64_t tokens_seen) const {
+    return budget_.first_tokens() + Recent(tokens_seen);
+  }
 
  private:
   int64_t Recent(int64_t tokens_seen) const;
   const EvictionBudget budget_;
 };
+
+// x [n]
+double SumOfSquares(const float* x, int64_t n);
 
 // [N] mean over the head's score rows of the softmax of a row.
 std::vector<float> MeanAttention(const EvictionHead& head);

@@ -1,5 +1,5 @@
-// WrappedEviction: a policy that takes its scores, signals and budget from
-// another one and decides something else.
+// WrappedEviction: a policy that takes everything from another one but what it
+// decides itself, so that wrappers may stand around wrappers.
 #pragma once
 
 #include <memory>
@@ -14,6 +14,10 @@ class WrappedEviction : public ScoredEviction {
   explicit WrappedEviction(std::unique_ptr<ScoredEviction> inner)
       : ScoredEviction(inner->budget()), inner_(std::move(inner)) {}
   EvictionSignals signals() const final { return inner_->signals(); }
+  absl::StatusOr<QuantFormat> DemotionFormat(Side side,
+                                             int head_dim) const override {
+    return inner_->DemotionFormat(side, head_dim);
+  }
   void Score(const EvictionState& state, int head, float* scores) const final {
     inner_->Score(state, head, scores);
   }

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kvmix/allocation/gaussian_distortion.h"
+#include "kvmix/allocation/layer_ranking.h"
 #include "kvmix/base/status_macros.h"
 
 namespace kvmix {
@@ -169,11 +170,7 @@ absl::StatusOr<ChoiceTable> BytesOfChoices(const AllocationContext& context) {
 absl::StatusOr<ChoiceTable> LossesOfChoices(const ImportanceProfile& profile,
                                             const AllocationContext& context,
                                             bool trust_scores) {
-  if (profile.layer_size() != context.num_layers) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "the profile has ", profile.layer_size(), " layers but the model ",
-        context.num_layers, "; profile this model"));
-  }
+  KVMIX_RETURN_IF_ERROR(CheckNumLayers(profile, context.num_layers));
   KVMIX_ASSIGN_OR_RETURN(ChoiceTable table, BytesOfChoices(context));
   if (profile.has_formats()) {
     KVMIX_RETURN_IF_ERROR(AddMeasuredLosses(profile, *context.choices, table));

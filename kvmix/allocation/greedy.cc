@@ -6,41 +6,31 @@
 #include <memory>
 #include <vector>
 
-#include "kvmix/allocation/bit_allocator.h"
-#include "kvmix/allocation/choice_table.h"
+#include "kvmix/allocation/choice_allocator.h"
 #include "kvmix/allocation/greedy.pb.h"
 #include "kvmix/base/registry.h"
 
 namespace kvmix {
 namespace {
 
-class Greedy final : public BitAllocator {
+class Greedy final : public ChoiceAllocator {
  public:
-  explicit Greedy(const GreedyOptions& options) : options_(options) {}
+  using ChoiceAllocator::ChoiceAllocator;
 
-  bool NeedsProfile() const override { return true; }
-  bool KeepsBudget() const override { return true; }
-
-  absl::StatusOr<CachePlan> Allocate(
-      const ImportanceProfile& profile,
-      const AllocationContext& context) const override {
-    KVMIX_ASSIGN_OR_RETURN(
-        const ChoiceTable table,
-        LossesOfChoices(profile, context, options_.trust_scores()));
+ protected:
+  std::vector<int> Choose(const ChoiceTable& table,
+                          const AllocationContext& context) const override {
     std::vector<int> chosen = CheapestChoices(table);
     TakeBestSteps(table, context.budget_bytes, chosen);
-    return PlanFromChoices(chosen, *context.choices);
+    return chosen;
   }
-
- private:
-  const GreedyOptions options_;
 };
 
 const bool kRegistered = Registry<BitAllocator>::Get().Add<GreedyOptions>(
     "greedy",
     "the best step in loss for each byte, again and again, within a budget",
     [](const GreedyOptions& options) -> Registry<BitAllocator>::Result {
-      return std::make_unique<Greedy>(options);
+      return std::make_unique<Greedy>(options.trust_scores());
     });
 
 }  // namespace

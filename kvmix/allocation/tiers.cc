@@ -1,14 +1,13 @@
 // Layers ranked by score and cut into tiers, each with its bits: top_fraction
 // with any number of steps, as KVTuner (arXiv 2502.04420) groups layers. Keys
-// and values are ranked apart. Of equal scores the earlier layer comes first.
-#include <algorithm>
-#include <cmath>
+// and values are ranked apart.
 #include <memory>
-#include <numeric>
+#include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "kvmix/allocation/bit_allocator.h"
+#include "kvmix/allocation/layer_ranking.h"
 #include "kvmix/allocation/plan_from_bits.h"
 #include "kvmix/allocation/tiers.pb.h"
 #include "kvmix/base/registry.h"
@@ -17,23 +16,16 @@
 namespace kvmix {
 namespace {
 
-// tier[layer] of the layers with these scores. Tier i ends where the fractions
-// up to it add up to, rounded down.
-std::vector<int> TierOfLayers(const std::vector<double>& scores,
+// tier[layer] of layers in this order. Tier i ends where the fractions up to it
+// add up to, rounded down.
+std::vector<int> TierOfLayers(const std::vector<int>& order,
                               const TiersOptions& options) {
-  const int num_layers = static_cast<int>(scores.size());
-  std::vector<int> order(num_layers);
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int a, int b) { return scores[a] > scores[b]; });
-  std::vector<int> tier(num_layers, options.tier_size() - 1);
+  std::vector<int> tier(order.size(), options.tier_size() - 1);
   double sum = 0;
   int next = 0;
   for (int t = 0; t + 1 < options.tier_size(); ++t) {
     sum += options.tier(t).fraction();
-    // A sum of fractions may be a little less than what it stands for.
-    constexpr double kRounding = 1e-9;
-    const int end = static_cast<int>(std::floor(sum * num_layers + kRounding));
+    const int end = FloorOfShare(sum, static_cast<int>(order.size()));
     for (; next < end; ++next) tier[order[next]] = t;
   }
   return tier;
@@ -48,24 +40,10 @@ class Tiers final : public BitAllocator {
   absl::StatusOr<CachePlan> Allocate(
       const ImportanceProfile& profile,
       const AllocationContext& context) const override {
-    if (profile.layer_size() != context.num_layers) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "the profile has ", profile.layer_size(), " layers but the model ",
-          context.num_layers, "; profile this model"));
-    }
-    std::vector<double> keys, values;
-    for (int i = 0; i < context.num_layers; ++i) {
-      const LayerImportance& layer = profile.layer(i);
-      if (!std::isfinite(layer.key()) || !std::isfinite(layer.value())) {
-        return absl::InvalidArgumentError(absl::StrCat(
-            "the profile's scores of layer ", i, " are ", layer.key(), " and ",
-            layer.value(), " but must be finite"));
-      }
-      keys.push_back(layer.key());
-      values.push_back(layer.value());
-    }
-    const std::vector<int> key_tier = TierOfLayers(keys, options_);
-    const std::vector<int> value_tier = TierOfLayers(values, options_);
+    KVMIX_ASSIGN_OR_RETURN(const LayerRanking ranking,
+                           RankLayers(profile, context.num_layers));
+    const std::vector<int> key_tier = TierOfLayers(ranking.key, options_);
+    const std::vector<int> value_tier = TierOfLayers(ranking.value, options_);
     std::vector<LayerBits> bits;
     for (int i = 0; i < context.num_layers; ++i) {
       bits.push_back({.key = options_.tier(key_tier[i]).key_bits(),

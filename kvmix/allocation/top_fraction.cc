@@ -2,14 +2,12 @@
 // % of layers get high bits, all others low bits. Keys and values are ranked
 // apart, so a layer may be high in one and low in the other. Of equal scores
 // the earlier layer comes first.
-#include <algorithm>
-#include <cmath>
 #include <memory>
-#include <numeric>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "kvmix/allocation/bit_allocator.h"
+#include "kvmix/allocation/layer_ranking.h"
 #include "kvmix/allocation/plan_from_bits.h"
 #include "kvmix/allocation/top_fraction.pb.h"
 #include "kvmix/base/registry.h"
@@ -22,18 +20,12 @@ int HighCount(const TopFractionOptions& options, int num_layers) {
   const double fraction = options.high_fraction();
   if (options.count_rule() == TopFractionOptions::RELEASED)
     return static_cast<int>(fraction / 2 * num_layers) * 2;
-  // 0.29 of 100 layers is 29, though the double product is a little less.
-  constexpr double kRounding = 1e-9;
-  return static_cast<int>(std::floor(fraction * num_layers + kRounding));
+  return FloorOfShare(fraction, num_layers);
 }
 
-// is_high[layer] of the `count` highest scores.
-std::vector<bool> Highest(const std::vector<double>& scores, int count) {
-  std::vector<int> order(scores.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int a, int b) { return scores[a] > scores[b]; });
-  std::vector<bool> is_high(scores.size());
+// is_high[layer] of the first `count` layers in this order.
+std::vector<bool> Highest(const std::vector<int>& order, int count) {
+  std::vector<bool> is_high(order.size());
   for (int i = 0; i < count; ++i) is_high[order[i]] = true;
   return is_high;
 }
@@ -47,25 +39,11 @@ class TopFraction final : public BitAllocator {
   absl::StatusOr<CachePlan> Allocate(
       const ImportanceProfile& profile,
       const AllocationContext& context) const override {
-    if (profile.layer_size() != context.num_layers) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "the profile has ", profile.layer_size(), " layers but the model ",
-          context.num_layers, "; profile this model"));
-    }
-    std::vector<double> key_scores, value_scores;
-    for (int i = 0; i < context.num_layers; ++i) {
-      const LayerImportance& layer = profile.layer(i);
-      if (!std::isfinite(layer.key()) || !std::isfinite(layer.value())) {
-        return absl::InvalidArgumentError(absl::StrCat(
-            "the profile's scores of layer ", i, " are ", layer.key(), " and ",
-            layer.value(), " but must be finite"));
-      }
-      key_scores.push_back(layer.key());
-      value_scores.push_back(layer.value());
-    }
+    KVMIX_ASSIGN_OR_RETURN(const LayerRanking ranking,
+                           RankLayers(profile, context.num_layers));
     const int count = HighCount(options_, context.num_layers);
-    const std::vector<bool> key_high = Highest(key_scores, count);
-    const std::vector<bool> value_high = Highest(value_scores, count);
+    const std::vector<bool> key_high = Highest(ranking.key, count);
+    const std::vector<bool> value_high = Highest(ranking.value, count);
     std::vector<LayerBits> bits(context.num_layers);
     for (int i = 0; i < context.num_layers; ++i) {
       bits[i] = {

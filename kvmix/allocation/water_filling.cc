@@ -9,8 +9,7 @@
 #include <memory>
 #include <vector>
 
-#include "kvmix/allocation/bit_allocator.h"
-#include "kvmix/allocation/choice_table.h"
+#include "kvmix/allocation/choice_allocator.h"
 #include "kvmix/allocation/water_filling.pb.h"
 #include "kvmix/allocation/water_level.h"
 #include "kvmix/base/registry.h"
@@ -66,20 +65,13 @@ std::vector<int> WithinWater(const ChoiceTable& table,
   return chosen;
 }
 
-class WaterFilling final : public BitAllocator {
+class WaterFilling final : public ChoiceAllocator {
  public:
-  explicit WaterFilling(const WaterFillingOptions& options)
-      : options_(options) {}
+  using ChoiceAllocator::ChoiceAllocator;
 
-  bool NeedsProfile() const override { return true; }
-  bool KeepsBudget() const override { return true; }
-
-  absl::StatusOr<CachePlan> Allocate(
-      const ImportanceProfile& profile,
-      const AllocationContext& context) const override {
-    KVMIX_ASSIGN_OR_RETURN(
-        const ChoiceTable table,
-        LossesOfChoices(profile, context, options_.trust_scores()));
+ protected:
+  std::vector<int> Choose(const ChoiceTable& table,
+                          const AllocationContext& context) const override {
     const std::vector<DistortionCurve> curves = CurvesOf(table, context);
     std::vector<int> chosen = WithinWater(table, curves, context);
     ChoiceTable fitted = table;
@@ -88,18 +80,15 @@ class WaterFilling final : public BitAllocator {
         choice.loss = curves[i].Loss(BitsOf(choice, context));
     }
     TakeBestSteps(fitted, context.budget_bytes, chosen);
-    return PlanFromChoices(chosen, *context.choices);
+    return chosen;
   }
-
- private:
-  const WaterFillingOptions options_;
 };
 
 const bool kRegistered = Registry<BitAllocator>::Get().Add<WaterFillingOptions>(
     "water_filling",
     "equal marginal loss under fitted distortion curves, within a budget",
     [](const WaterFillingOptions& options) -> Registry<BitAllocator>::Result {
-      return std::make_unique<WaterFilling>(options);
+      return std::make_unique<WaterFilling>(options.trust_scores());
     });
 
 }  // namespace

@@ -12,8 +12,7 @@
 
 #include "kvmix/base/registry.h"
 #include "kvmix/importance/causal_weights.h"
-#include "kvmix/importance/importance_estimator.h"
-#include "kvmix/importance/score_accumulator.h"
+#include "kvmix/importance/trace_estimator.h"
 
 namespace kvmix {
 namespace {
@@ -38,18 +37,15 @@ double Concentration(const LayerTrace& trace, int head) {
   return count == 0 ? 0 : sum / static_cast<double>(count);
 }
 
-class AttentionEntropy final : public ImportanceEstimator {
+class AttentionEntropy final : public TraceEstimator {
  public:
+  AttentionEntropy() : TraceEstimator("attention_entropy") {}
   SignalSet RequiredSignals() const override {
     return {Signal::kQueryStates, Signal::kKeyStates};
   }
 
-  absl::Status Start(const ProfileContext& context) override {
-    scores_ = ScoreAccumulator(context.num_layers);
-    return absl::OkStatus();
-  }
-
-  absl::Status Observe(const LayerTrace& trace) override {
+ protected:
+  LayerScores ScoresOf(const LayerTrace& trace) const override {
     LayerScores scores{.key_heads = std::vector<double>(trace.num_kv_heads)};
     for (int head = 0; head < trace.num_heads; ++head) {
       const double score = Concentration(trace, head);
@@ -59,15 +55,8 @@ class AttentionEntropy final : public ImportanceEstimator {
     }
     scores.value = scores.key;
     scores.value_heads = scores.key_heads;
-    return scores_.Add(trace, scores);
+    return scores;
   }
-
-  absl::StatusOr<ImportanceProfile> Finish() override {
-    return scores_.Profile("attention_entropy", ImportanceProfile::RANK_ONLY);
-  }
-
- private:
-  ScoreAccumulator scores_;
 };
 
 const bool kRegistered = Registry<ImportanceEstimator>::Get().Add(

@@ -14,6 +14,12 @@
 namespace kvmix {
 namespace {
 
+// What query head `head` reads of `states` [T, G, D]: [T, D].
+HeadRows RowsOf(const LayerTrace& trace, const float* states, int head) {
+  return RowsOfHead(states, trace.num_tokens, trace.num_kv_heads,
+                    trace.head_dim, KvHeadOf(trace, head));
+}
+
 class AttentionOutputError final : public FormatEstimator {
  public:
   AttentionOutputError()
@@ -27,8 +33,12 @@ class AttentionOutputError final : public FormatEstimator {
  protected:
   void StartTrace(const LayerTrace& trace) override {
     weights_.clear();
-    for (int head = 0; head < trace.num_heads; ++head)
+    outputs_.clear();
+    for (int head = 0; head < trace.num_heads; ++head) {
       weights_.push_back(CausalWeights(trace, trace.key_states, head));
+      outputs_.push_back(weights_[head] *
+                         RowsOf(trace, trace.value_states, head));
+    }
   }
 
   SideLoss LossOf(const LayerTrace& trace, Side side,
@@ -40,32 +50,28 @@ class AttentionOutputError final : public FormatEstimator {
     }
     SideLoss loss{.heads = std::vector<double>(trace.num_kv_heads)};
     for (int head = 0; head < trace.num_heads; ++head) {
-      const int kv_head = KvHeadOf(trace, head);
-      const auto rows = [&](const float* states) {
-        return RowsOfHead(states, trace.num_tokens, trace.num_kv_heads,
-                          trace.head_dim, kv_head);
-      };
-      const RowMatrix output = weights_[head] * rows(trace.value_states);
       const RowMatrix change =
           side == Side::kValue
-              ? RowMatrix(weights_[head] * rows(error.data()))
+              ? RowMatrix(weights_[head] * RowsOf(trace, error.data(), head))
               : RowMatrix(
                     (CausalWeights(trace, keys.data(), head) - weights_[head]) *
-                    rows(trace.value_states));
+                    RowsOf(trace, trace.value_states, head));
       double sum = 0;
       for (int64_t t = 0; t < trace.num_tokens; ++t) {
-        const double norm = output.row(t).cast<double>().norm();
+        const double norm = outputs_[head].row(t).cast<double>().norm();
         if (norm > 0) sum += change.row(t).cast<double>().norm() / norm;
       }
       sum /= static_cast<double>(trace.num_tokens);
       loss.layer += sum / trace.num_heads;
-      loss.heads[kv_head] += sum * trace.num_kv_heads / trace.num_heads;
+      loss.heads[KvHeadOf(trace, head)] +=
+          sum * trace.num_kv_heads / trace.num_heads;
     }
     return loss;
   }
 
  private:
-  std::vector<RowMatrix> weights_;  // [H] of the trace, exact
+  // Of the trace, exact, for each query head: [T, T] and [T, D].
+  std::vector<RowMatrix> weights_, outputs_;
 };
 
 const bool kRegistered = Registry<ImportanceEstimator>::Get().Add(

@@ -2,6 +2,7 @@
 // or by plain loops in double.
 #include <cmath>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -161,10 +162,14 @@ TEST(FisherDeltaTest, WeighsSquaredErrorsBySquaredGradients) {
 TEST(FisherTest, SumsSquaredGradients) {
   const std::vector<float> gradient = {1, 2, 3, 0, 0, 0, 0, -4,
                                        0, 0, 0, 0, 5, 0, 0, 0};
-  const ImportanceProfile profile =
-      ProfileOf(*Make("fisher"), SmallTrace(gradient));
+  const std::vector<float> of_values(16, 2);
+  LayerTrace trace = SmallTrace(gradient);
+  trace.value_state_gradient = of_values.data();
+  const ImportanceProfile profile = ProfileOf(*Make("fisher"), trace);
   EXPECT_DOUBLE_EQ(profile.layer(0).key(), 55);
-  EXPECT_DOUBLE_EQ(profile.layer(0).value_head(0), 55);
+  EXPECT_DOUBLE_EQ(profile.layer(0).key_head(0), 55);
+  EXPECT_DOUBLE_EQ(profile.layer(0).value(), 64);
+  EXPECT_DOUBLE_EQ(profile.layer(0).value_head(0), 64);
 }
 
 TEST(QuantizationErrorTest, IsRelativeToTheStates) {
@@ -175,21 +180,25 @@ TEST(QuantizationErrorTest, IsRelativeToTheStates) {
   EXPECT_EQ(profile.unit(), ImportanceProfile::RELATIVE_ERROR);
 }
 
-// T = 3, G = 2, D = 2: norms of head 0 are 5, 13, 3, of head 1 1, 2, 3.
+// T = 3, G = 2, D = 2: norms of head 0 are 5, 13, 3, of head 1 1, 2, 3; of
+// values three times as much.
 TEST(StateNormsTest, AreMeansOverTokensForEachHead) {
-  const std::vector<float> x = {3, 4, 0, 1, 5, 12, 2, 0, 0, -3, 3, 0};
+  const std::vector<float> keys = {3, 4, 0, 1, 5, 12, 2, 0, 0, -3, 3, 0};
+  std::vector<float> values = keys;
+  for (float& v : values) v *= 3;
   const LayerTrace trace = {.num_tokens = 3,
                             .num_kv_heads = 2,
                             .head_dim = 2,
-                            .key_states = x.data(),
-                            .value_states = x.data()};
-  for (const char* name : {"key_norm", "value_norm"}) {
+                            .key_states = keys.data(),
+                            .value_states = values.data()};
+  for (const auto& [name, size] :
+       {std::pair{"key_norm", 1.0}, std::pair{"value_norm", 3.0}}) {
     const ImportanceProfile profile = ProfileOf(*Make(name), trace);
     const LayerImportance& layer = profile.layer(0);
-    EXPECT_DOUBLE_EQ(layer.key_head(0), 7);
-    EXPECT_DOUBLE_EQ(layer.value_head(1), 2);
-    EXPECT_DOUBLE_EQ(layer.key(), 4.5);
-    EXPECT_DOUBLE_EQ(layer.value(), 4.5);
+    EXPECT_DOUBLE_EQ(layer.key_head(0), 7 * size);
+    EXPECT_DOUBLE_EQ(layer.value_head(1), 2 * size);
+    EXPECT_DOUBLE_EQ(layer.key(), 4.5 * size);
+    EXPECT_DOUBLE_EQ(layer.value(), 4.5 * size);
   }
 }
 
@@ -393,8 +402,14 @@ TEST(TrialsTest, FindTheCostOfEverySingleChange) {
   const FormatChoices formats = Formats({2, 4, 16}, 4);
   LeaveOneOutOptions spared;
   spared.set_others(LeaveOneOutOptions::QUANTIZED);
-  for (const auto& estimator : {Make("isolated_kl"), Make("leave_one_out"),
-                                Make("leave_one_out", &spared)}) {
+  struct Case {
+    std::unique_ptr<ImportanceEstimator> estimator;
+    double loss, kl;  // which of the two it reads
+  };
+  const Case cases[] = {{Make("isolated_kl"), NAN, 1},
+                        {Make("leave_one_out"), 1, NAN},
+                        {Make("leave_one_out", &spared), 1, NAN}};
+  for (const auto& [estimator, loss, kl] : cases) {
     ASSERT_OK(estimator->Start(
         {.num_layers = 3, .head_dim = 4, .formats = &formats}));
     const std::vector<CachePlan> plans = estimator->TrialPlans();
@@ -404,8 +419,8 @@ TEST(TrialsTest, FindTheCostOfEverySingleChange) {
         ASSERT_OK(estimator->ObserveTrial({.plan = p,
                                            .prompt = prompt,
                                            .num_tokens = 7,
-                                           .loss_difference = cost,
-                                           .kl_divergence = cost}));
+                                           .loss_difference = loss * cost,
+                                           .kl_divergence = kl * cost}));
       }
     }
     ASSERT_OK_AND_ASSIGN(const ImportanceProfile profile, estimator->Finish());

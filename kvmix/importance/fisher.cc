@@ -6,42 +6,30 @@
 
 #include "kvmix/base/registry.h"
 #include "kvmix/importance/head_norms.h"
-#include "kvmix/importance/importance_estimator.h"
-#include "kvmix/importance/score_accumulator.h"
+#include "kvmix/importance/trace_estimator.h"
 
 namespace kvmix {
 namespace {
 
-class Fisher final : public ImportanceEstimator {
+class Fisher final : public TraceEstimator {
  public:
+  Fisher() : TraceEstimator("fisher") {}
   SignalSet RequiredSignals() const override {
     return {Signal::kKeyStateGradient, Signal::kValueStateGradient};
   }
 
-  absl::Status Start(const ProfileContext& context) override {
-    scores_ = ScoreAccumulator(context.num_layers);
-    return absl::OkStatus();
-  }
-
-  absl::Status Observe(const LayerTrace& trace) override {
-    LayerScores scores;
-    scores.key_heads =
-        SquaresOfHeads(trace.key_state_gradient, trace.num_tokens,
-                       trace.num_kv_heads, trace.head_dim);
-    scores.value_heads =
-        SquaresOfHeads(trace.value_state_gradient, trace.num_tokens,
-                       trace.num_kv_heads, trace.head_dim);
+ protected:
+  LayerScores ScoresOf(const LayerTrace& trace) const override {
+    LayerScores scores{
+        .key_heads = SquaresOfHeads(trace.key_state_gradient, trace.num_tokens,
+                                    trace.num_kv_heads, trace.head_dim),
+        .value_heads =
+            SquaresOfHeads(trace.value_state_gradient, trace.num_tokens,
+                           trace.num_kv_heads, trace.head_dim)};
     scores.key = Sum(scores.key_heads);
     scores.value = Sum(scores.value_heads);
-    return scores_.Add(trace, scores);
+    return scores;
   }
-
-  absl::StatusOr<ImportanceProfile> Finish() override {
-    return scores_.Profile("fisher", ImportanceProfile::RANK_ONLY);
-  }
-
- private:
-  ScoreAccumulator scores_;
 };
 
 const bool kRegistered = Registry<ImportanceEstimator>::Get().Add(

@@ -5,7 +5,6 @@
 // averaged over prompts; L is the mean cross-entropy of a prompt in nats. Only
 // the order of layers means something: keys are compared with keys, values with
 // values.
-#include <cmath>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -20,23 +19,6 @@
 
 namespace kvmix {
 namespace {
-
-// Squares of each KV head's rows of W_k or W_v: x [G * D, C].
-std::vector<double> SquaresOf(const float* x, const LayerTrace& trace) {
-  return SquaresOfHeads(x, /*num_rows=*/1, trace.num_kv_heads,
-                        int64_t{trace.head_dim} * trace.hidden_size);
-}
-
-LayerScores NormsOf(const float* key_gradient, const float* value_gradient,
-                    const LayerTrace& trace) {
-  LayerScores scores{.key_heads = SquaresOf(key_gradient, trace),
-                     .value_heads = SquaresOf(value_gradient, trace)};
-  scores.key = std::sqrt(Sum(scores.key_heads));
-  scores.value = std::sqrt(Sum(scores.value_heads));
-  for (double& head : scores.key_heads) head = std::sqrt(head);
-  for (double& head : scores.value_heads) head = std::sqrt(head);
-  return scores;
-}
 
 class GradientNorm final : public ImportanceEstimator {
  public:
@@ -66,7 +48,7 @@ class GradientNorm final : public ImportanceEstimator {
       AddTo(key, size, sums.key);
       AddTo(value, size, sums.value);
     }
-    return scores_.Add(trace, NormsOf(key, value, trace));
+    return scores_.Add(trace, ProjectionNorms(key, value, trace));
   }
 
   absl::StatusOr<ImportanceProfile> Finish() override {
@@ -97,7 +79,7 @@ class GradientNorm final : public ImportanceEstimator {
   static void SetNormOfMean(const Sums& sums, int num_prompts,
                             LayerImportance& layer) {
     LayerScores scores =
-        NormsOf(sums.key.data(), sums.value.data(), sums.shape);
+        ProjectionNorms(sums.key.data(), sums.value.data(), sums.shape);
     layer.set_key(scores.key / num_prompts);
     layer.set_value(scores.value / num_prompts);
     layer.clear_key_stderr();

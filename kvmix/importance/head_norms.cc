@@ -38,6 +38,20 @@ std::vector<double> MeanNormsOfHeads(const float* x, int64_t num_rows,
   return norms;
 }
 
+LayerScores ProjectionNorms(const float* key, const float* value,
+                            const LayerTrace& trace) {
+  const int64_t head_size = int64_t{trace.head_dim} * trace.hidden_size;
+  LayerScores scores{.key_heads = SquaresOfHeads(key, /*num_rows=*/1,
+                                                 trace.num_kv_heads, head_size),
+                     .value_heads = SquaresOfHeads(
+                         value, /*num_rows=*/1, trace.num_kv_heads, head_size)};
+  scores.key = std::sqrt(Sum(scores.key_heads));
+  scores.value = std::sqrt(Sum(scores.value_heads));
+  for (double& head : scores.key_heads) head = std::sqrt(head);
+  for (double& head : scores.value_heads) head = std::sqrt(head);
+  return scores;
+}
+
 double Sum(const std::vector<double>& x) {
   return std::accumulate(x.begin(), x.end(), 0.0);
 }

@@ -6,6 +6,9 @@
 #include <cstdint>
 #include <vector>
 
+#include "kvmix/importance/score_accumulator.h"
+#include "kvmix/layer_trace.h"
+
 namespace kvmix {
 
 // Sums of squares of each KV head, in double: a projection has up to 10^7
@@ -17,6 +20,11 @@ std::vector<double> SquaresOfHeads(const float* x, int64_t num_rows,
 // Mean over rows of the L2 norm of each head's row: x [num_rows, G, D].
 std::vector<double> MeanNormsOfHeads(const float* x, int64_t num_rows,
                                      int num_heads, int head_dim);
+
+// Frobenius norms of W_k and W_v, or of their gradients, and of each KV head's
+// rows: key, value [G * D, C], of the shape of `trace`.
+LayerScores ProjectionNorms(const float* key, const float* value,
+                            const LayerTrace& trace);
 
 double Sum(const std::vector<double>& x);
 

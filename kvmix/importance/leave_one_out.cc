@@ -7,43 +7,11 @@
 
 #include "absl/strings/str_cat.h"
 #include "kvmix/base/registry.h"
-#include "kvmix/importance/importance_estimator.h"
 #include "kvmix/importance/leave_one_out.pb.h"
-#include "kvmix/importance/single_change_trials.h"
+#include "kvmix/importance/trial_estimator.h"
 
 namespace kvmix {
 namespace {
-
-class LeaveOneOut final : public ImportanceEstimator {
- public:
-  explicit LeaveOneOut(SingleChangeTrials::Base base) : base_(base) {}
-
-  SignalSet RequiredSignals() const override { return {}; }
-  bool NeedsFormats() const override { return true; }
-  bool NeedsTrials() const override { return true; }
-
-  absl::Status Start(const ProfileContext& context) override {
-    trials_ = SingleChangeTrials(context.num_layers, *context.formats, base_,
-                                 &TrialResult::loss_difference);
-    return absl::OkStatus();
-  }
-
-  absl::Status Observe(const LayerTrace&) override { return absl::OkStatus(); }
-
-  std::vector<CachePlan> TrialPlans() const override { return trials_.plans(); }
-
-  absl::Status ObserveTrial(const TrialResult& result) override {
-    return trials_.Observe(result);
-  }
-
-  absl::StatusOr<ImportanceProfile> Finish() override {
-    return trials_.Profile("leave_one_out");
-  }
-
- private:
-  const SingleChangeTrials::Base base_;
-  SingleChangeTrials trials_;
-};
 
 const bool kRegistered =
     Registry<ImportanceEstimator>::Get().Add<LeaveOneOutOptions>(
@@ -56,10 +24,12 @@ const bool kRegistered =
                              " but must be FULL_PRECISION (0) or QUANTIZED "
                              "(1)"));
           }
-          return std::make_unique<LeaveOneOut>(
+          return std::make_unique<TrialEstimator>(
+              "leave_one_out",
               options.others() == LeaveOneOutOptions::QUANTIZED
                   ? SingleChangeTrials::Base::kFirstFormats
-                  : SingleChangeTrials::Base::kFullPrecision);
+                  : SingleChangeTrials::Base::kFullPrecision,
+              &TrialResult::loss_difference);
         });
 
 }  // namespace

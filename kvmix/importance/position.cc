@@ -7,37 +7,23 @@
 #include <memory>
 
 #include "kvmix/base/registry.h"
-#include "kvmix/importance/importance_estimator.h"
+#include "kvmix/importance/control_estimator.h"
 
 namespace kvmix {
 namespace {
 
-class Position final : public ImportanceEstimator {
+class Position final : public ControlEstimator {
  public:
-  SignalSet RequiredSignals() const override { return {}; }
+  Position() : ControlEstimator("position") {}
 
-  absl::Status Start(const ProfileContext& context) override {
-    num_layers_ = context.num_layers;
-    return absl::OkStatus();
+ protected:
+  void SetScores(const ProfileContext& context, int layer,
+                 LayerImportance& scores) const override {
+    const double score =
+        1.0 / (1 + std::min(layer, context.num_layers - 1 - layer));
+    scores.set_key(score);
+    scores.set_value(score);
   }
-
-  absl::Status Observe(const LayerTrace&) override { return absl::OkStatus(); }
-
-  absl::StatusOr<ImportanceProfile> Finish() override {
-    ImportanceProfile profile;
-    profile.set_estimator("position");
-    profile.set_unit(ImportanceProfile::RANK_ONLY);
-    for (int i = 0; i < num_layers_; ++i) {
-      const double score = 1.0 / (1 + std::min(i, num_layers_ - 1 - i));
-      LayerImportance* layer = profile.add_layer();
-      layer->set_key(score);
-      layer->set_value(score);
-    }
-    return profile;
-  }
-
- private:
-  int num_layers_ = 0;
 };
 
 const bool kRegistered = Registry<ImportanceEstimator>::Get().Add(

@@ -2,42 +2,29 @@
 // worth. A function of the experiment's seed alone; it looks at no prompt.
 #include "kvmix/base/random.h"
 
+#include <cstdint>
 #include <memory>
 
 #include "kvmix/base/registry.h"
-#include "kvmix/importance/importance_estimator.h"
+#include "kvmix/importance/control_estimator.h"
 
 namespace kvmix {
 namespace {
 
-class RandomImportance final : public ImportanceEstimator {
+// Streams far from those that number documents or prompts.
+constexpr uint64_t kFirstStream = uint64_t{1} << 48;
+
+class RandomImportance final : public ControlEstimator {
  public:
-  SignalSet RequiredSignals() const override { return {}; }
+  RandomImportance() : ControlEstimator("random") {}
 
-  absl::Status Start(const ProfileContext& context) override {
-    context_ = context;
-    return absl::OkStatus();
+ protected:
+  void SetScores(const ProfileContext& context, int layer,
+                 LayerImportance& scores) const override {
+    CounterRandom random(context.seed, kFirstStream + layer);
+    scores.set_key(random.Uniform());
+    scores.set_value(random.Uniform());
   }
-
-  absl::Status Observe(const LayerTrace&) override { return absl::OkStatus(); }
-
-  absl::StatusOr<ImportanceProfile> Finish() override {
-    ImportanceProfile profile;
-    profile.set_estimator("random");
-    profile.set_unit(ImportanceProfile::RANK_ONLY);
-    // Streams far from those that number documents or prompts.
-    constexpr uint64_t kFirstStream = uint64_t{1} << 48;
-    for (int i = 0; i < context_.num_layers; ++i) {
-      CounterRandom random(context_.seed, kFirstStream + i);
-      LayerImportance* layer = profile.add_layer();
-      layer->set_key(random.Uniform());
-      layer->set_value(random.Uniform());
-    }
-    return profile;
-  }
-
- private:
-  ProfileContext context_;
 };
 
 const bool kRegistered = Registry<ImportanceEstimator>::Get().Add(

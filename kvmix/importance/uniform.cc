@@ -2,36 +2,21 @@
 #include <memory>
 
 #include "kvmix/base/registry.h"
-#include "kvmix/importance/importance_estimator.h"
+#include "kvmix/importance/control_estimator.h"
 
 namespace kvmix {
 namespace {
 
-class UniformImportance final : public ImportanceEstimator {
+class UniformImportance final : public ControlEstimator {
  public:
-  SignalSet RequiredSignals() const override { return {}; }
+  UniformImportance() : ControlEstimator("uniform") {}
 
-  absl::Status Start(const ProfileContext& context) override {
-    num_layers_ = context.num_layers;
-    return absl::OkStatus();
+ protected:
+  void SetScores(const ProfileContext&, int,
+                 LayerImportance& scores) const override {
+    scores.set_key(1);
+    scores.set_value(1);
   }
-
-  absl::Status Observe(const LayerTrace&) override { return absl::OkStatus(); }
-
-  absl::StatusOr<ImportanceProfile> Finish() override {
-    ImportanceProfile profile;
-    profile.set_estimator("uniform");
-    profile.set_unit(ImportanceProfile::RANK_ONLY);
-    for (int i = 0; i < num_layers_; ++i) {
-      LayerImportance* layer = profile.add_layer();
-      layer->set_key(1);
-      layer->set_value(1);
-    }
-    return profile;
-  }
-
- private:
-  int num_layers_ = 0;
 };
 
 const bool kRegistered = Registry<ImportanceEstimator>::Get().Add(

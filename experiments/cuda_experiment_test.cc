@@ -1,35 +1,32 @@
 // A whole experiment on a CUDA device, or on the emulator, against the same one
 // on the CPU.
 #include <cmath>
-#include <filesystem>
 #include <string>
 
 #include "experiments/config.h"
 #include "experiments/run_experiment.h"
+#include "experiments/small_experiment.h"
 #include "experiments/text_proto.h"
 #include "kvmix/base/status_matchers.h"
 
 namespace kvmix {
 namespace {
 
-namespace fs = std::filesystem;
+using ::kvmix::testing::EmptyFolder;
+using ::kvmix::testing::SmallExperiment;
 using ::kvmix::testing::StatusIs;
 using ::testing::HasSubstr;
 
 // The quickstart, shorter: full precision, keys by channel as released and
 // dense, by token, KIVI's window, and a plan that differs between layers.
 constexpr char kConfig[] = R"(
-name: "small"
-seed: 3
-model { path: "embedded" }
 dataset {
   name: "recall"
   synthetic { task: "recall" documents: 1 tokens: 110 facts: 5 questions: 3 }
 }
-evaluation { mode: CHUNKED chunk_tokens: 48 }
-profile { num_prompts: 1 prompt_tokens: 100 }
+evaluation { chunk_tokens: 48 }
+profile { num_prompts: 1 }
 speed { prompt_tokens: 8 decode_tokens: 3 rounds: 1 }
-importance_estimator { name: "gradient_norm" }
 quantizer {
   name: "group_affine"
   options {
@@ -39,17 +36,6 @@ quantizer {
   }
 }
 recency_policy { name: "pivotal_context" }
-eviction_policy { name: "keep_all" }
-method {
-  name: "FP16"
-  bit_allocator {
-    name: "uniform"
-    options {
-      [type.googleapis.com/kvmix.UniformOptions] { key_bits: 16 value_bits: 16 }
-    }
-  }
-  recency_policy { name: "none" }
-}
 method {
   name: "KIVI"
   bit_allocator { name: "uniform" }
@@ -81,13 +67,11 @@ method {
 
 absl::StatusOr<ExperimentResult> RunSmall(const std::string& changes,
                                           const std::string& folder) {
-  ExperimentConfig config;
-  KVMIX_RETURN_IF_ERROR(ParseTextProto(kConfig, "test", config));
   ExperimentConfig more;
   KVMIX_RETURN_IF_ERROR(ParseTextProto(changes, "changes", more));
+  KVMIX_ASSIGN_OR_RETURN(ExperimentConfig config, SmallExperiment(kConfig));
   config.MergeFrom(more);
-  config.set_output(::testing::TempDir() + "/" + folder);
-  fs::remove_all(config.output());
+  config.set_output(EmptyFolder(folder));
   KVMIX_RETURN_IF_ERROR(ResolveConfig(config));
   return RunExperiment(config);
 }

@@ -17,11 +17,6 @@ std::string Environment(const char* name) {
   return value == nullptr ? "" : value;
 }
 
-bool Exists(const fs::path& path) {
-  std::error_code error;
-  return fs::exists(path, error);
-}
-
 // Folders below which the project's own files may lie: the runfiles of this
 // program or of the test that runs it, and the checkout.
 std::vector<fs::path> ProjectRoots() {
@@ -38,6 +33,11 @@ std::vector<fs::path> ProjectRoots() {
 
 }  // namespace
 
+bool PathExists(const std::string& path) {
+  std::error_code error;
+  return fs::exists(path, error);
+}
+
 std::string ResolvePath(const std::string& path) {
   const std::string typed_in = Environment("BUILD_WORKING_DIRECTORY");
   if (typed_in.empty() || fs::path(path).is_absolute()) return path;
@@ -46,10 +46,11 @@ std::string ResolvePath(const std::string& path) {
 
 absl::StatusOr<std::string> ResolveInputPath(const std::string& path) {
   const std::string typed = ResolvePath(path);
-  if (Exists(typed)) return typed;
+  if (PathExists(typed)) return typed;
   if (!fs::path(path).is_absolute()) {
     for (const fs::path& root : ProjectRoots()) {
-      if (Exists(root / path)) return (root / path).string();
+      const std::string below = (root / path).string();
+      if (PathExists(below)) return below;
     }
   }
   return absl::NotFoundError(absl::StrCat(typed, " does not exist"));
@@ -61,7 +62,7 @@ absl::StatusOr<std::string> ResolveModelPath(const std::string& path) {
   std::string cache = Environment("KVMIX_CACHE");
   if (cache.empty()) cache = Environment("HOME") + "/.cache/kvmix";
   const std::string file = cache + "/smollm2-135m-instruct-q4_1.gguf";
-  if (Exists(file)) return file;
+  if (PathExists(file)) return file;
   return absl::NotFoundError(absl::StrCat(
       file, " does not exist; fetch it once with tools/fetch_smollm2.sh"));
 }

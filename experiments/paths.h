@@ -9,6 +9,9 @@
 
 namespace kvmix {
 
+// False also where it cannot be told.
+bool PathExists(const std::string& path);
+
 // Against the folder where the command was typed.
 std::string ResolvePath(const std::string& path);
 

@@ -54,7 +54,6 @@ absl::Status ProfileCommand(absl::Span<const std::string> args,
   KVMIX_ASSIGN_OR_RETURN(const ExperimentConfig config, flags.Load());
   KVMIX_ASSIGN_OR_RETURN(LoadedModel model,
                          LoadModel(config.model(), config.threads()));
-  const std::string folder = ResolvePath(config.output()) + "/profiles";
   Method method;
   *method.mutable_importance_estimator() = config.importance_estimator();
   *method.mutable_quantizer() = config.quantizer();
@@ -62,23 +61,12 @@ absl::Status ProfileCommand(absl::Span<const std::string> args,
   KVMIX_ASSIGN_OR_RETURN(
       const FormatChoices formats,
       FormatsToProfile(method, model.transformer->config().head_dim));
-  KVMIX_ASSIGN_OR_RETURN(
-      const StoredProfile stored,
-      Profile(model,
-              {.estimator = config.importance_estimator(),
-               .formats = formats,
-               .trial_chunk_tokens = config.profile().trial_chunk_tokens(),
-               .prompts =
-                   [&] {
-                     return LoadPrompts(config, *model.tokenizer,
-                                        model.max_position());
-                   },
-               .seed = config.seed(),
-               .folder = folder,
-               .time_forward = true,
-               .stop = &stop}));
+  ProfileRequest request = ProfileRequestOf(
+      config, model, config.importance_estimator(), formats, &stop);
+  request.time_forward = true;
+  KVMIX_ASSIGN_OR_RETURN(const StoredProfile stored, Profile(model, request));
   std::cout << ProfileTable(stored.profile()).Aligned() << "\n"
-            << Summary(stored) << folder << "/" << stored.key()
+            << Summary(stored) << request.folder << "/" << stored.key()
             << ".textproto\n";
   if (file.empty()) return absl::OkStatus();
   return WriteTextProto(stored.profile(), ResolvePath(file));

@@ -98,8 +98,9 @@ Json TaskJson(const TaskQuality& task) {
           {"score_difference_stderr", task.score_difference_stderr()}};
 }
 
-// What only datasets of tasks have: "task", "groups", the worst of which by
-// divergence is "worst_group", and "places" of needles.
+// What only datasets of tasks have: "task", "groups", the worst of which by the
+// change of its score, or else by divergence, is "worst_group", and "places" of
+// needles.
 void AddTaskJson(const DatasetRecord& dataset, Json& json) {
   if (dataset.has_task()) json["task"] = TaskJson(dataset.task());
   const GroupRecord* worst = nullptr;
@@ -258,13 +259,16 @@ Table SummaryTable(const RunRecord& record, const Timings& timings) {
   for (const MethodRecord& method : record.method()) {
     const Quality& quality = method.dataset(0).quality();
     const Memory& memory = method.dataset(0).memory();
-    std::vector<std::string> row = {
-        method.name(),
-        Perplexity(quality.perplexity()),
-        Short(quality.perplexity_stderr()),
-        Short(quality.kl_mean()),
-        Short(quality.kl_p99()),
-        absl::StrFormat("%.1f %%", 100 * quality.top1_agreement())};
+    std::vector<std::string> row = {method.name()};
+    if (quality.tokens() > 0) {
+      row.insert(
+          row.end(),
+          {Perplexity(quality.perplexity()), Short(quality.perplexity_stderr()),
+           Short(quality.kl_mean()), Short(quality.kl_p99()),
+           absl::StrFormat("%.1f %%", 100 * quality.top1_agreement())});
+    } else {
+      row.resize(6, "-");  // continuations: no token was scored
+    }
     for (int i = 0; i < method.dataset_size(); ++i)
       AddCellsOfMore(method.dataset(i), i == 0, row);
     row.push_back(Bits(memory.key_effective_bits(), method.key_nominal_bits()));
@@ -333,7 +337,7 @@ Table FullTable(const RunRecord& record, const Timings& timings) {
            {q.perplexity(), q.perplexity_stderr(), q.word_perplexity(), q.nll(),
             q.nll_difference(), q.nll_difference_stderr(), q.kl_mean(),
             q.kl_median(), q.kl_p99(), q.top1_agreement()})
-        row.push_back(Exact(value));
+        row.push_back(q.tokens() > 0 ? Exact(value) : "");
       row.push_back(absl::StrCat(q.tokens()));
       row.push_back(absl::StrCat(q.windows()));
       row.push_back(absl::StrCat(a.answers()));

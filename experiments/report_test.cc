@@ -64,6 +64,7 @@ RunRecord TwoRows() {
                  perplexity: 11089
                  kl_mean: 0.001234
                  top1_agreement: 0.875
+                 tokens: 99
                  answers { answers: 4 accuracy: 0.75 nll: 0.5 }
                }
                memory {
@@ -140,6 +141,36 @@ TEST(FigureTest, NamesAreEscaped) {
   EXPECT_THAT(svg, Not(HasSubstr("<c>")));
   EXPECT_THAT(svg, HasSubstr("layer 0 keys: 3 bits"));
   EXPECT_THAT(svg, Not(HasSubstr("nan")));
+}
+
+TEST(TableTest, AppendedCellsStandUnderTheirNames) {
+  Table table = {.header = {"x", "a", "b"}, .rows = {{"1", "a1", "b1"}}};
+  Table more = {.header = {"c", "a"}, .rows = {{"c2", "a2"}}};
+  more.PutInFront({"x"}, {"2"});
+  table.Append(more);
+  EXPECT_EQ(table.Csv(), "x,a,b,c\n1,a1,b1,\n2,a2,,c2\n");
+  // A name that stands twice: one column after the other.
+  Table twice = {.header = {"x", "x"}, .rows = {{"1", "2"}}};
+  twice.Append(Table(twice));
+  EXPECT_EQ(twice.Csv(), "x,x\n1,2\n1,2\n");
+}
+
+TEST(SummaryTableTest, ContinuationsHaveNoPerplexity) {
+  RunRecord record = TwoRows();
+  for (MethodRecord& method : *record.mutable_method()) {
+    DatasetRecord& dataset = *method.mutable_dataset(0);
+    dataset.clear_quality();
+    dataset.mutable_task()->set_metric("F1");
+    dataset.mutable_task()->set_score(0.5);
+  }
+  const Table summary = SummaryTable(record, {});
+  EXPECT_EQ(summary.rows[0][1], "-");
+  EXPECT_EQ(summary.rows[0].size(), summary.header.size());
+  EXPECT_EQ(summary.header[6], "text F1");
+  EXPECT_EQ(summary.rows[0][6], "50.0 %");
+  const Table full = FullTable(record, {});
+  EXPECT_EQ(full.header[2], "perplexity");
+  EXPECT_EQ(full.rows[0][2], "");
 }
 
 }  // namespace

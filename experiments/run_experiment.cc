@@ -265,7 +265,6 @@ const ImportanceProfile* PreparedMethods::ProfileOf(size_t m) const {
 absl::StatusOr<PreparedMethods> PrepareMethods(const ExperimentConfig& config,
                                                LoadedModel& model,
                                                const std::atomic<bool>* stop) {
-  const std::string folder = ResolvePath(config.output()) + "/profiles";
   PreparedMethods prepared;
   std::map<std::string, size_t> known;  // estimator and formats -> profile
   for (const Method& method : config.method()) {
@@ -286,18 +285,8 @@ absl::StatusOr<PreparedMethods> PrepareMethods(const ExperimentConfig& config,
       if (is_new) {
         KVMIX_ASSIGN_OR_RETURN(
             StoredProfile profile,
-            Profile(model, {.estimator = estimator,
-                            .formats = *formats,
-                            .trial_chunk_tokens =
-                                config.profile().trial_chunk_tokens(),
-                            .prompts =
-                                [&] {
-                                  return LoadPrompts(config, *model.tokenizer,
-                                                     model.max_position());
-                                },
-                            .seed = config.seed(),
-                            .folder = folder,
-                            .stop = stop}));
+            Profile(model, ProfileRequestOf(config, model, estimator, *formats,
+                                            stop)));
         prepared.profiles.push_back(std::move(profile));
       }
       scores = prepared.profiles[at->second].profile();

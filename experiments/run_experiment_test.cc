@@ -4,8 +4,10 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "experiments/config.h"
 #include "experiments/report.h"
+#include "experiments/small_experiment.h"
 #include "experiments/text_proto.h"
 #include "kvmix/base/file.h"
 #include "kvmix/base/status_matchers.h"
@@ -14,34 +16,19 @@ namespace kvmix {
 namespace {
 
 namespace fs = std::filesystem;
+using ::kvmix::testing::EmptyFolder;
+using ::kvmix::testing::SmallExperiment;
 using ::kvmix::testing::StatusIs;
 using ::testing::HasSubstr;
 
 constexpr char kConfig[] = R"(
-name: "small"
-seed: 3
-model { path: "embedded" }
 dataset { name: "stories" synthetic { task: "story" documents: 2 tokens: 150 } }
 dataset {
   name: "recall"
   synthetic { task: "recall" documents: 2 tokens: 150 facts: 6 questions: 3 }
 }
-evaluation { mode: CHUNKED chunk_tokens: 32 }
-profile { num_prompts: 2 prompt_tokens: 100 }
 speed { prompt_tokens: 8 decode_tokens: 2 rounds: 1 }
-importance_estimator { name: "gradient_norm" }
-quantizer { name: "group_affine" }
 recency_policy { name: "pivotal_context" }
-eviction_policy { name: "keep_all" }
-method {
-  name: "FP16"
-  bit_allocator {
-    name: "uniform"
-    options {
-      [type.googleapis.com/kvmix.UniformOptions] { key_bits: 16 value_bits: 16 }
-    }
-  }
-}
 method { name: "KVmix" bit_allocator { name: "top_fraction" } }
 method {
   name: "random"
@@ -53,10 +40,10 @@ method {
 class RunExperimentTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    output_ = ::testing::TempDir() + "/run_" +
-              ::testing::UnitTest::GetInstance()->current_test_info()->name();
-    fs::remove_all(output_);
-    ASSERT_OK(ParseTextProto(kConfig, "test", config_));
+    output_ = EmptyFolder(absl::StrCat(
+        "run_",
+        ::testing::UnitTest::GetInstance()->current_test_info()->name()));
+    ASSERT_OK_AND_ASSIGN(config_, SmallExperiment(kConfig));
     config_.set_output(output_);
     ASSERT_OK(ResolveConfig(config_));
   }

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "experiments/continue_window.h"
+#include "experiments/paths.h"
 #include "experiments/sweep/file_lock.h"
 #include "experiments/text_proto.h"
 #include "kvmix/allocation/bit_allocator.h"
@@ -85,6 +86,24 @@ absl::Status KeepWindow(const EvaluateRequest& request, size_t window,
 }
 
 }  // namespace
+
+ProfileRequest ProfileRequestOf(const ExperimentConfig& config,
+                                const LoadedModel& model,
+                                const Component& estimator,
+                                FormatChoices formats,
+                                const std::atomic<bool>* stop) {
+  return {.estimator = estimator,
+          .formats = std::move(formats),
+          .trial_chunk_tokens = config.profile().trial_chunk_tokens(),
+          .prompts =
+              [&config, &model] {
+                return LoadPrompts(config, *model.tokenizer,
+                                   model.max_position());
+              },
+          .seed = config.seed(),
+          .folder = ResolvePath(config.output()) + "/profiles",
+          .stop = stop};
+}
 
 absl::StatusOr<StoredProfile> Profile(LoadedModel& model,
                                       const ProfileRequest& request) {

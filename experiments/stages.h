@@ -47,6 +47,13 @@ struct ProfileRequest {
   bool time_forward = false;
   const std::atomic<bool>* stop = nullptr;
 };
+// What the config says of a profile by `estimator`; it is kept below the
+// config's output. Config and model must outlive the request.
+ProfileRequest ProfileRequestOf(const ExperimentConfig& config,
+                                const LoadedModel& model,
+                                const Component& estimator,
+                                FormatChoices formats,
+                                const std::atomic<bool>* stop);
 // A profile read from disk carries no times.
 absl::StatusOr<StoredProfile> Profile(LoadedModel& model,
                                       const ProfileRequest& request);

@@ -44,6 +44,34 @@ std::string CsvCell(const std::string& text) {
 
 }  // namespace
 
+void Table::PutInFront(const std::vector<std::string>& names,
+                       const std::vector<std::string>& values) {
+  header.insert(header.begin(), names.begin(), names.end());
+  for (auto& row : rows) row.insert(row.begin(), values.begin(), values.end());
+}
+
+void Table::Append(const Table& more) {
+  std::vector<size_t> places;  // in this table, of the other's columns
+  std::vector<bool> taken(header.size());
+  for (const std::string& name : more.header) {
+    size_t place = 0;
+    while (place < header.size() && (taken[place] || header[place] != name))
+      ++place;
+    if (place == header.size()) {
+      header.push_back(name);
+      taken.push_back(false);
+    }
+    taken[place] = true;
+    places.push_back(place);
+  }
+  for (auto& row : rows) row.resize(header.size());
+  for (const auto& cells : more.rows) {
+    std::vector<std::string> row(header.size());
+    for (size_t i = 0; i < cells.size(); ++i) row[places[i]] = cells[i];
+    rows.push_back(std::move(row));
+  }
+}
+
 std::string Table::Markdown() const {
   const std::vector<size_t> widths = Widths(*this);
   const auto line = [&](std::vector<std::string> cells) {

@@ -20,18 +20,13 @@ namespace {
 
 namespace fs = std::filesystem;
 
-bool Exists(const std::string& path) {
-  std::error_code error;
-  return fs::exists(path, error);
-}
-
 absl::StatusOr<ReportedRun> ReadRun(const std::string& folder) {
   ReportedRun run;
   KVMIX_RETURN_IF_ERROR(
       ReadTextProto(folder + "/record.textproto", run.record));
   KVMIX_RETURN_IF_ERROR(
       ReadTextProto(folder + "/config.textproto", run.config));
-  if (Exists(folder + "/timings.textproto")) {
+  if (PathExists(folder + "/timings.textproto")) {
     KVMIX_RETURN_IF_ERROR(
         ReadTextProto(folder + "/timings.textproto", run.timings));
   }
@@ -85,6 +80,7 @@ absl::Status ReadSweep(const std::string& path, const std::string& shown,
     KVMIX_ASSIGN_OR_RETURN(ReportedRun run, ReadRun(folder.CellPath(cell)));
     run.folder = absl::StrCat(shown, "/cells/", cell.key());
     run.sweep = manifest.name();
+    run.group = path;
     for (int i = 0; i < cell.label_size(); ++i)
       run.settings.push_back({manifest.axis(i).name(), cell.label(i)});
     input.runs.push_back(std::move(run));
@@ -95,11 +91,12 @@ absl::Status ReadSweep(const std::string& path, const std::string& shown,
 // path: on disk; shown: what the report calls it.
 absl::Status ReadFolder(const std::string& path, const std::string& shown,
                         ReportInput& input) {
-  if (Exists(path + "/manifest.textproto"))
+  if (PathExists(path + "/manifest.textproto"))
     return ReadSweep(path, shown, input);
-  if (Exists(path + "/record.textproto")) {
+  if (PathExists(path + "/record.textproto")) {
     KVMIX_ASSIGN_OR_RETURN(ReportedRun run, ReadRun(path));
     run.folder = shown;
+    run.group = path;
     input.runs.push_back(std::move(run));
   }
   std::vector<fs::path> entries;
@@ -136,6 +133,44 @@ std::string ReportedRun::Name() const {
   for (const auto& [axis, value] : settings)
     parts.push_back(absl::StrCat(axis, "=", value));
   return absl::StrJoin(parts, " ");
+}
+
+std::vector<RunGroup::Row> RunGroup::Rows() const {
+  const bool same_everywhere =
+      std::count(has_own_full_precision.begin(), has_own_full_precision.end(),
+                 true) == 1;
+  std::vector<Row> rows;
+  for (size_t r = 0; r < runs.size(); ++r) {
+    const RunRecord& record = runs[r]->record;
+    for (int m = has_own_full_precision[r] ? 0 : 1; m < record.method_size();
+         ++m) {
+      std::string name = record.method(m).name();
+      if (m > 0 || !same_everywhere) {
+        for (const auto& [axis, value] : runs[r]->settings)
+          absl::StrAppend(&name, " ", axis, "=", value);
+      }
+      rows.push_back({runs[r], m, std::move(name)});
+    }
+  }
+  return rows;
+}
+
+std::vector<RunGroup> GroupRuns(const ReportInput& input) {
+  std::vector<RunGroup> groups;
+  std::set<std::string> seen;  // full precision, in the group
+  for (const ReportedRun& run : input.runs) {
+    if (groups.empty() || groups.back().runs[0]->group != run.group) {
+      groups.push_back(
+          {run.sweep.empty() ? run.record.name() : run.sweep, {}, {}});
+      seen.clear();
+    }
+    std::string full;
+    for (const DatasetRecord& dataset : run.record.method(0).dataset())
+      full += dataset.SerializeAsString();
+    groups.back().runs.push_back(&run);
+    groups.back().has_own_full_precision.push_back(seen.insert(full).second);
+  }
+  return groups;
 }
 
 absl::StatusOr<ReportInput> CollectRecords(

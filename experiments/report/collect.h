@@ -15,6 +15,7 @@ namespace kvmix {
 struct ReportedRun {
   std::string folder;  // below the folder that was asked for
   std::string sweep;   // its name; "" for a run of its own
+  std::string group;   // folder on disk of the sweep, or of the run
   // The cell's place on each axis of the sweep.
   std::vector<std::pair<std::string, std::string>> settings;
   ExperimentConfig config;
@@ -40,6 +41,26 @@ struct ReportInput {
   std::vector<MagnitudeRecord> magnitudes;
   std::vector<std::string> failed;  // cells of sweeps: name and reason
 };
+
+// Runs that were made for the same comparison: one experiment, or all cells of
+// a sweep.
+struct RunGroup {
+  std::string name;
+  std::vector<const ReportedRun*> runs;
+  // For each run, whether its full precision differs from that of all runs
+  // before it, as where texts or the mode vary.
+  std::vector<bool> has_own_full_precision;
+
+  // A method of a run by a name that tells it from all of its group. Full
+  // precision is listed once if it is the same everywhere.
+  struct Row {
+    const ReportedRun* run;
+    int method;
+    std::string name;
+  };
+  std::vector<Row> Rows() const;
+};
+std::vector<RunGroup> GroupRuns(const ReportInput& input);
 
 // Every record below the folders, in the order of their paths; cells of a sweep
 // in the order of its manifest. Errors: a missing or unreadable folder or

@@ -34,25 +34,7 @@ std::string RunCommand(const ReportedRun& run) {
   return absl::StrCat("kvmix run ", run.folder, "/config.textproto");
 }
 
-// Runs that were made for the same comparison: one experiment, or all cells of
-// a sweep.
-struct Group {
-  std::string name;
-  std::vector<const ReportedRun*> runs;
-};
-
-std::vector<Group> Groups(const ReportInput& input) {
-  std::vector<Group> groups;
-  for (const ReportedRun& run : input.runs) {
-    const std::string name = run.sweep.empty() ? run.record.name() : run.sweep;
-    if (groups.empty() || groups.back().name != name || run.sweep.empty())
-      groups.push_back({name, {}});
-    groups.back().runs.push_back(&run);
-  }
-  return groups;
-}
-
-std::string CommandOf(const Group& group) {
+std::string CommandOf(const RunGroup& group) {
   return group.runs[0]->sweep.empty()
              ? RunCommand(*group.runs[0])
              : absl::StrCat("kvmix sweep, cells in ",
@@ -67,20 +49,17 @@ struct Row {
   std::string name;
 };
 
-// Full precision once, and every method of every cell.
-std::vector<Row> RowsOf(const Group& group) {
+std::vector<Row> RowsOf(const RunGroup& group) {
   std::vector<Row> rows;
-  for (const ReportedRun* run : group.runs) {
-    for (int m = run == group.runs[0] ? 0 : 1; m < run->record.method_size();
-         ++m) {
-      const MethodRecord& method = run->record.method(m);
-      std::string name = method.name();
-      for (const auto& [axis, value] : run->settings)
-        if (m > 0) absl::StrAppend(&name, " ", axis, "=", value);
-      rows.push_back({run, &method, std::move(name)});
-    }
+  for (RunGroup::Row& row : group.Rows()) {
+    rows.push_back(
+        {row.run, &row.run->record.method(row.method), std::move(row.name)});
   }
   return rows;
+}
+
+bool IsFullPrecision(const Row& row) {
+  return row.method == &row.run->record.method(0);
 }
 
 const DatasetRecord& First(const Row& row) { return row.method->dataset(0); }
@@ -124,7 +103,7 @@ std::vector<YValue> YValues(const DatasetRecord& dataset) {
   return values;
 }
 
-void AddPareto(const Group& group, std::vector<Figure>& figures) {
+void AddPareto(const RunGroup& group, std::vector<Figure>& figures) {
   const std::vector<Row> rows = RowsOf(group);
   if (rows.size() < 2) return;
   for (int d = 0; d < rows[0].method->dataset_size(); ++d) {
@@ -227,22 +206,27 @@ void AddImportance(const std::vector<const StoredProfile*>& profiles,
   }
 }
 
-// Keys and values of all layers, one after the other.
-std::vector<double> Scores(const StoredProfile& profile) {
+std::vector<double> Scores(const StoredProfile& profile, bool key) {
   std::vector<double> scores;
-  for (const LayerImportance& layer : profile.profile().layer()) {
-    scores.push_back(layer.key());
-    scores.push_back(layer.value());
-  }
+  for (const LayerImportance& layer : profile.profile().layer())
+    scores.push_back(key ? layer.key() : layer.value());
   return scores;
+}
+
+// Over layers, mean of keys and values: scores of the two need not have the
+// same scale.
+double AgreementOf(const StoredProfile& a, const StoredProfile& b) {
+  if (a.profile().layer_size() != b.profile().layer_size()) return kNone;
+  return 0.5 * (RankCorrelation(Scores(a, true), Scores(b, true)) +
+                RankCorrelation(Scores(a, false), Scores(b, false)));
 }
 
 void AddAgreement(const std::vector<const StoredProfile*>& profiles,
                   const std::string& model, std::vector<Figure>& figures) {
   if (profiles.size() < 2) return;
   plot::HeatMap map = {.x_label =
-                           "Spearman's rank correlation of scores of "
-                           "keys and values over layers",
+                           "Spearman's rank correlation over layers, "
+                           "mean of keys and values",
                        .y_label = "",
                        .low = 0,
                        .high = 1};
@@ -254,10 +238,7 @@ void AddAgreement(const std::vector<const StoredProfile*>& profiles,
     map.values.emplace_back();
     map.texts.emplace_back();
     for (const StoredProfile* other : profiles) {
-      const double value =
-          profiles[i]->profile().layer_size() == other->profile().layer_size()
-              ? RankCorrelation(Scores(*profiles[i]), Scores(*other))
-              : kNone;
+      const double value = AgreementOf(*profiles[i], *other);
       map.values.back().push_back(value);
       map.texts.back().push_back(absl::StrFormat("%.2f", value));
       data.rows.push_back({map.rows.back(), ProfileName(*other), Exact(value)});
@@ -271,13 +252,13 @@ void AddAgreement(const std::vector<const StoredProfile*>& profiles,
                      .command = "kvmix profile --config=CONFIG"});
 }
 
-void AddBitMap(const Group& group, std::vector<Figure>& figures) {
+void AddBitMap(const RunGroup& group, std::vector<Figure>& figures) {
   plot::HeatMap map = {.x_label = "layer", .y_label = "", .low = 0, .high = 8};
   Table data;
   data.header = {"method", "side", "layer", "bits"};
   std::set<std::string> seen;
   for (const Row& row : RowsOf(group)) {
-    if (row.method == &group.runs[0]->record.method(0)) continue;
+    if (IsFullPrecision(row)) continue;
     for (bool key : {true, false}) {
       std::vector<double> bits;
       std::vector<std::string> texts;
@@ -313,7 +294,7 @@ void AddBitMap(const Group& group, std::vector<Figure>& figures) {
        .command = CommandOf(group)});
 }
 
-void AddMemory(const Group& group, std::vector<Figure>& figures) {
+void AddMemory(const RunGroup& group, std::vector<Figure>& figures) {
   static constexpr struct {
     const char* name;
     double (SideBytes::*bytes)() const;
@@ -362,7 +343,7 @@ struct AgainstValue {
   double (*error)(const Row&);
 };
 
-std::vector<AgainstValue> AgainstValues(const Group& group) {
+std::vector<AgainstValue> AgainstValues(const RunGroup& group) {
   std::vector<AgainstValue> values = {
       {"KL mean, nats per token",
        [](const Row& r) { return First(r).quality().kl_mean(); },
@@ -402,7 +383,7 @@ std::string LineName(const Row& row, size_t axis) {
 
 // One line for each name over x; points without x are left out.
 template <typename XOf, typename NameOf>
-void AddAgainst(const Group& group, const std::string& x_label, XOf x_of,
+void AddAgainst(const RunGroup& group, const std::string& x_label, XOf x_of,
                 NameOf name_of, std::vector<Figure>& figures) {
   for (const AgainstValue& y : AgainstValues(group)) {
     std::map<std::string, plot::Series> series;
@@ -443,14 +424,13 @@ void AddAgainst(const Group& group, const std::string& x_label, XOf x_of,
 
 double AxisValue(const Row& row, size_t axis) {
   double value;
-  if (axis >= row.run->settings.size() ||
-      row.method == &row.run->record.method(0) ||
+  if (axis >= row.run->settings.size() || IsFullPrecision(row) ||
       !absl::SimpleAtod(row.run->settings[axis].second, &value))
     return kNone;
   return value;
 }
 
-void AddAxes(const Group& group, std::vector<Figure>& figures) {
+void AddAxes(const RunGroup& group, std::vector<Figure>& figures) {
   for (size_t axis = 0; axis < group.runs[0]->settings.size(); ++axis) {
     const std::string& name = group.runs[0]->settings[axis].first;
     if (name == "seed") continue;  // no quantity
@@ -465,14 +445,13 @@ void AddAxes(const Group& group, std::vector<Figure>& figures) {
   AddAgainst(
       group, "share of high-bit layers",
       [&](const Row& row) {
-        return row.method == &row.run->record.method(0)
-                   ? kNone
-                   : ShareOfHighBitLayers(row.method->plan());
+        return IsFullPrecision(row) ? kNone
+                                    : ShareOfHighBitLayers(row.method->plan());
       },
       [](const Row& row) { return row.method->name(); }, figures);
 }
 
-void AddPositions(const Group& group, std::vector<Figure>& figures) {
+void AddPositions(const RunGroup& group, std::vector<Figure>& figures) {
   const std::vector<Row> rows = RowsOf(group);
   for (int d = 0; d < rows[0].method->dataset_size(); ++d) {
     plot::XyPlot plot = {.x_label = "token of the window",
@@ -482,9 +461,7 @@ void AddPositions(const Group& group, std::vector<Figure>& figures) {
     data.header = {"method", "begin", "end", "KL mean", "standard error"};
     const std::string dataset = rows[0].method->dataset(d).name();
     for (const Row& row : rows) {
-      if (row.method == &row.run->record.method(0) ||
-          d >= row.method->dataset_size())
-        continue;
+      if (IsFullPrecision(row) || d >= row.method->dataset_size()) continue;
       plot::Series line = {.name = row.name, .points = {}, .line = true};
       for (const PositionRecord& at : row.method->dataset(d).position()) {
         const double middle = (at.begin() + at.end()) / 2.0;
@@ -513,7 +490,7 @@ void AddPositions(const Group& group, std::vector<Figure>& figures) {
   }
 }
 
-void AddPlaces(const Group& group, std::vector<Figure>& figures) {
+void AddPlaces(const RunGroup& group, std::vector<Figure>& figures) {
   for (const Row& row : RowsOf(group)) {
     for (const DatasetRecord& dataset : row.method->dataset()) {
       if (dataset.place().empty()) continue;
@@ -566,7 +543,7 @@ Measured GroupLoss(const TaskQuality* task, const Quality& quality) {
           .error = task->score_difference_stderr()};
 }
 
-void AddGroups(const Group& group, std::vector<Figure>& figures) {
+void AddGroups(const RunGroup& group, std::vector<Figure>& figures) {
   const std::vector<Row> rows = RowsOf(group);
   for (int d = 0; d < rows[0].method->dataset_size(); ++d) {
     const DatasetRecord& full = rows[0].method->dataset(d);
@@ -582,7 +559,7 @@ void AddGroups(const Group& group, std::vector<Figure>& figures) {
       plot.labels.push_back(label.name());
     plot.labels.push_back("mean");
     for (const Row& row : rows) {
-      if (row.method == &row.run->record.method(0)) continue;
+      if (IsFullPrecision(row)) continue;
       const DatasetRecord& own = row.method->dataset(d);
       plot::BarPlot::Bars bars = {.name = row.name};
       const auto add = [&](const std::string& name, const Measured& loss) {
@@ -772,14 +749,14 @@ Table CapacityTable(const ReportInput& input) {
 
 std::vector<Figure> MakeFigures(const ReportInput& input) {
   std::vector<Figure> figures;
-  const std::vector<Group> groups = Groups(input);
-  for (const Group& group : groups) AddPareto(group, figures);
-  for (const Group& group : groups) AddAxes(group, figures);
-  for (const Group& group : groups) AddMemory(group, figures);
-  for (const Group& group : groups) AddBitMap(group, figures);
-  for (const Group& group : groups) AddPositions(group, figures);
-  for (const Group& group : groups) AddPlaces(group, figures);
-  for (const Group& group : groups) AddGroups(group, figures);
+  const std::vector<RunGroup> groups = GroupRuns(input);
+  for (const RunGroup& group : groups) AddPareto(group, figures);
+  for (const RunGroup& group : groups) AddAxes(group, figures);
+  for (const RunGroup& group : groups) AddMemory(group, figures);
+  for (const RunGroup& group : groups) AddBitMap(group, figures);
+  for (const RunGroup& group : groups) AddPositions(group, figures);
+  for (const RunGroup& group : groups) AddPlaces(group, figures);
+  for (const RunGroup& group : groups) AddGroups(group, figures);
   std::map<std::string, std::string> models;  // fingerprint -> path
   for (const ReportedRun& run : input.runs)
     models.emplace(run.record.model().fingerprint(), run.record.model().path());

@@ -1,30 +1,18 @@
 #include "experiments/report/measures.h"
 
 #include <algorithm>
-#include <cmath>
+#include <functional>
 #include <limits>
-#include <numeric>
 
 #include "absl/strings/str_format.h"
+#include "experiments/compare/rank_correlation.h"
 
 namespace kvmix {
 namespace {
 
-// Ranks from 0, equal values sharing the mean of theirs.
-std::vector<double> Ranks(const std::vector<double>& values) {
-  std::vector<size_t> order(values.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::sort(order.begin(), order.end(),
-            [&](size_t i, size_t j) { return values[i] < values[j]; });
-  std::vector<double> ranks(values.size());
-  for (size_t i = 0; i < order.size();) {
-    size_t end = i;
-    while (end < order.size() && values[order[end]] == values[order[i]]) ++end;
-    for (size_t k = i; k < end; ++k)
-      ranks[order[k]] = (static_cast<double>(i + end) - 1) / 2;
-    i = end;
-  }
-  return ranks;
+bool AllEqual(const std::vector<double>& values) {
+  return std::adjacent_find(values.begin(), values.end(),
+                            std::not_equal_to<>()) == values.end();
 }
 
 }  // namespace
@@ -81,19 +69,10 @@ const MethodSpeed* SpeedOf(const ReportedRun& run, const std::string& method) {
   return nullptr;
 }
 
-double RankCorrelation(std::vector<double> a, std::vector<double> b) {
-  a = Ranks(a);
-  b = Ranks(b);
-  const double n = static_cast<double>(a.size());
-  const double mean = (n - 1) / 2;
-  double ab = 0, aa = 0, bb = 0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    ab += (a[i] - mean) * (b[i] - mean);
-    aa += (a[i] - mean) * (a[i] - mean);
-    bb += (b[i] - mean) * (b[i] - mean);
-  }
-  return aa > 0 && bb > 0 ? ab / std::sqrt(aa * bb)
-                          : std::numeric_limits<double>::quiet_NaN();
+double RankCorrelation(const std::vector<double>& a,
+                       const std::vector<double>& b) {
+  return AllEqual(a) || AllEqual(b) ? std::numeric_limits<double>::quiet_NaN()
+                                    : Spearman(a, b);
 }
 
 std::string WithError(const Measured& measured, int digits, bool sign) {

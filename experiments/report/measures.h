@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "experiments/record.pb.h"
 #include "experiments/report/collect.h"
@@ -33,9 +34,10 @@ double ShareOfHighBitLayers(const CachePlan& plan);
 
 const MethodSpeed* SpeedOf(const ReportedRun& run, const std::string& method);
 
-// Spearman's rank correlation, ties in the middle; NaN with fewer than two
-// values or all equal.
-double RankCorrelation(std::vector<double> a, std::vector<double> b);
+// Spearman's; NaN where one of the two ranks nothing: fewer than two values, or
+// all equal.
+double RankCorrelation(const std::vector<double>& a,
+                       const std::vector<double>& b);
 
 // "+0.0123 ± 0.0045"
 std::string WithError(const Measured& measured, int digits, bool sign);

@@ -68,39 +68,26 @@ Table RunsTable(const ReportPage& page) {
 Table AllRows(const ReportPage& page) {
   Table all;
   for (const ReportedRun& run : page.input.runs) {
-    const Table table = FullTable(run.record, run.timings);
-    if (all.header.empty()) {
-      all.header = table.header;
-      all.header.insert(all.header.begin(), "experiment");
-    }
-    for (const auto& cells : table.rows) {
-      std::vector<std::string> row = cells;
-      row.insert(row.begin(), run.Name());
-      all.rows.push_back(std::move(row));
-    }
+    Table table = FullTable(run.record, run.timings);
+    table.PutInFront({"experiment"}, {run.Name()});
+    all.Append(table);
   }
   return all;
 }
 
-// Full precision and methods as the main table of each experiment of its own.
+// The main table of each experiment, and one of all cells of a sweep.
 std::vector<std::pair<std::string, Table>> SummaryTables(
     const ReportPage& page) {
   std::vector<std::pair<std::string, Table>> tables;
-  for (const ReportedRun& run : page.input.runs) {
-    if (run.sweep.empty() || tables.empty() || tables.back().first != run.sweep)
-      tables.push_back(
-          {run.sweep.empty() ? run.record.name() : run.sweep, Table()});
-    const Table table = SummaryTable(run.record, run.timings);
-    Table& all = tables.back().second;
-    const bool is_new = all.header.empty();
-    if (is_new) all.header = table.header;
-    for (size_t i = is_new ? 0 : 1; i < table.rows.size(); ++i) {
-      std::vector<std::string> row = table.rows[i];
-      for (const auto& [axis, value] : run.settings)
-        if (i > 0) absl::StrAppend(&row[0], " ", axis, "=", value);
-      row.resize(all.header.size());
-      all.rows.push_back(std::move(row));
+  for (const RunGroup& group : GroupRuns(page.input)) {
+    Table all;
+    for (const RunGroup::Row& row : group.Rows()) {
+      const Table table = SummaryTable(row.run->record, row.run->timings);
+      Table own = {.header = table.header, .rows = {table.rows[row.method]}};
+      own.rows[0][0] = row.name;
+      all.Append(own);
     }
+    tables.push_back({group.name, std::move(all)});
   }
   return tables;
 }

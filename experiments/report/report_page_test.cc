@@ -7,6 +7,7 @@
 #include "experiments/report/measures.h"
 #include "experiments/report/page.h"
 #include "experiments/report/plot.h"
+#include "experiments/small_experiment.h"
 #include "experiments/text_proto.h"
 #include "kvmix/base/file.h"
 #include "kvmix/base/status_matchers.h"
@@ -15,6 +16,7 @@ namespace kvmix {
 namespace {
 
 namespace fs = std::filesystem;
+using ::kvmix::testing::EmptyFolder;
 using ::kvmix::testing::StatusIs;
 using ::testing::HasSubstr;
 using ::testing::Not;
@@ -112,8 +114,7 @@ constexpr char kRecord[] = R"pb(
 class ReportPageTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    folder_ = ::testing::TempDir() + "/report_page";
-    fs::remove_all(folder_);
+    folder_ = EmptyFolder("report_page");
     ASSERT_OK(WriteFileAtomically(folder_ + "/run/record.textproto", kRecord));
     ASSERT_OK(WriteFileAtomically(folder_ + "/run/config.textproto",
                                   "name: \"small\""));
@@ -160,6 +161,63 @@ TEST_F(ReportPageTest, OneFileThatNeedsNothingElse) {
   ASSERT_OK(WriteReport(page, folder_ + "/out"));
   EXPECT_TRUE(fs::exists(
       absl::StrCat(folder_, "/out/data/", page.figures[0].id, ".csv")));
+}
+
+// Two cells of a sweep and a run: full precision is listed once where it is the
+// same.
+TEST(RunGroupTest, FullPrecisionIsListedOncePerText) {
+  ReportedRun cell;
+  ASSERT_OK(ParseTextProto(kRecord, "test", cell.record));
+  cell.sweep = "s";
+  cell.group = "/a";
+  cell.settings = {{"bits", "2"}};
+  ReportedRun other = cell;
+  other.settings = {{"bits", "4"}};
+  ReportedRun elsewhere = cell;  // a sweep of the same name in another folder
+  elsewhere.group = "/b";
+  const auto names = [](const RunGroup& group) {
+    std::vector<std::string> names;
+    for (const RunGroup::Row& row : group.Rows()) names.push_back(row.name);
+    return names;
+  };
+  ReportInput input;
+  input.runs = {cell, other, elsewhere};
+  std::vector<RunGroup> groups = GroupRuns(input);
+  ASSERT_EQ(groups.size(), 2u);
+  EXPECT_THAT(names(groups[0]), ::testing::ElementsAre("FP16", "A & B_1 bits=2",
+                                                       "A & B_1 bits=4"));
+  input.runs[1]
+      .record.mutable_method(0)
+      ->mutable_dataset(0)
+      ->mutable_quality()
+      ->set_nll(2);
+  groups = GroupRuns(input);
+  EXPECT_THAT(names(groups[0]),
+              ::testing::ElementsAre("FP16 bits=2", "A & B_1 bits=2",
+                                     "FP16 bits=4", "A & B_1 bits=4"));
+}
+
+// Keys agree (1), values disagree (-1); in one ranking of both they would not
+// give 0.
+TEST(FiguresTest, AgreementIsTheMeanOfKeysAndValues) {
+  ReportInput input;
+  ReportedRun& run = input.runs.emplace_back();
+  ASSERT_OK(ParseTextProto(kRecord, "test", run.record));
+  for (
+      const char* text :
+      {"key: 'a' model: 'mf' profile { estimator: 'A' layer { key: 1 value: 10 "
+       "} layer { key: 2 value: 20 } layer { key: 3 value: 30 } }",
+       "key: 'b' model: 'mf' profile { estimator: 'B' layer { key: 1 value: 30 "
+       "} layer { key: 2 value: 20 } layer { key: 3 value: 10 } }"})
+    ASSERT_OK(ParseTextProto(text, "test", run.profiles.emplace_back()));
+  for (const Figure& figure : MakeFigures(input)) {
+    if (!absl::StartsWith(figure.id, "agreement")) continue;
+    ASSERT_EQ(figure.data.rows.size(), 4u);
+    EXPECT_EQ(figure.data.rows[0][2], "1");
+    EXPECT_EQ(figure.data.rows[1][2], "0");
+    return;
+  }
+  FAIL() << "no figure of agreement";
 }
 
 TEST_F(ReportPageTest, WhatIsNoRecordIsSaid) {

@@ -1,6 +1,6 @@
+#include <algorithm>
 #include <filesystem>
 #include <iostream>
-#include <map>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"

@@ -1,8 +1,8 @@
 #include "experiments/sweep/expand.h"
 
-#include <filesystem>
+#include <algorithm>
 #include <map>
-#include <set>
+#include <memory>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -11,9 +11,11 @@
 #include "experiments/field_path.h"
 #include "experiments/loaded_model.h"
 #include "experiments/paths.h"
+#include "experiments/tasks/task.h"
 #include "experiments/text_proto.h"
 #include "kvmix/base/file.h"
 #include "kvmix/base/fingerprint.h"
+#include "kvmix/base/registry.h"
 #include "kvmix/base/status_macros.h"
 
 namespace kvmix {
@@ -126,6 +128,15 @@ bool Next(const std::vector<Sweep::Axis>& axes, std::vector<int>& choice) {
   return false;
 }
 
+// The files that a dataset's windows come from, as the config names them.
+absl::StatusOr<std::vector<std::string>> FilesOf(const Dataset& dataset) {
+  if (!dataset.path().empty()) return std::vector<std::string>{dataset.path()};
+  if (!dataset.has_task()) return std::vector<std::string>();
+  KVMIX_ASSIGN_OR_RETURN(const std::unique_ptr<Task> task,
+                         Registry<Task>::Get().Make(dataset.task(), "task"));
+  return task->Files();
+}
+
 // Models and texts of all cells.
 absl::Status AddInputs(SweepManifest& manifest) {
   std::map<std::string, std::string> inputs;
@@ -139,11 +150,14 @@ absl::Status AddInputs(SweepManifest& manifest) {
     for (const Dataset& dataset : cell.config().dataset())
       datasets.push_back(&dataset);
     for (const Dataset* dataset : datasets) {
-      if (dataset->path().empty() || inputs.contains(dataset->path())) continue;
-      KVMIX_ASSIGN_OR_RETURN(const std::string path,
-                             ResolveInputPath(dataset->path()));
-      KVMIX_ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
-      inputs[dataset->path()] = Fingerprint(text);
+      KVMIX_ASSIGN_OR_RETURN(const std::vector<std::string> files,
+                             FilesOf(*dataset));
+      for (const std::string& file : files) {
+        if (inputs.contains(file)) continue;
+        KVMIX_ASSIGN_OR_RETURN(const std::string path, ResolveInputPath(file));
+        KVMIX_ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
+        inputs[file] = Fingerprint(text);
+      }
     }
   }
   for (const auto& [path, fingerprint] : inputs) {

@@ -3,6 +3,7 @@
 #include <filesystem>
 
 #include "absl/strings/str_cat.h"
+#include "experiments/paths.h"
 #include "experiments/run_experiment.h"
 #include "experiments/sweep/file_lock.h"
 #include "experiments/text_proto.h"
@@ -13,11 +14,6 @@ namespace kvmix {
 namespace {
 
 namespace fs = std::filesystem;
-
-bool Exists(const std::string& path) {
-  std::error_code error;
-  return fs::exists(path, error);
-}
 
 std::string ManifestPath(const std::string& folder) {
   return folder + "/manifest.textproto";
@@ -42,7 +38,7 @@ std::string Difference(const SweepManifest& here, const SweepManifest& wanted) {
 absl::StatusOr<SweepFolder> SweepFolder::Create(const std::string& path,
                                                 const SweepManifest& manifest) {
   const std::string file = ManifestPath(path);
-  if (!Exists(file)) {
+  if (!PathExists(file)) {
     KVMIX_RETURN_IF_ERROR(WriteTextProto(manifest, file));
     return SweepFolder(path, manifest);
   }
@@ -64,8 +60,9 @@ std::string SweepFolder::CellPath(const SweepCell& cell) const {
 }
 
 SweepFolder::State SweepFolder::StateOf(const SweepCell& cell) const {
-  if (Exists(CellPath(cell) + "/record.textproto")) return State::kDone;
-  return Exists(CellPath(cell) + "/failed.txt") ? State::kFailed : State::kOpen;
+  if (PathExists(CellPath(cell) + "/record.textproto")) return State::kDone;
+  return PathExists(CellPath(cell) + "/failed.txt") ? State::kFailed
+                                                    : State::kOpen;
 }
 
 std::string SweepFolder::Failure(const SweepCell& cell) const {

@@ -1,21 +1,27 @@
 #include "experiments/sweep/sweep.h"
 
+#include <algorithm>
 #include <filesystem>
 
+#include "absl/strings/str_cat.h"
 #include "experiments/config.h"
 #include "experiments/run_experiment.h"
+#include "experiments/small_experiment.h"
 #include "experiments/sweep/expand.h"
 #include "experiments/sweep/full_precision_store.h"
 #include "experiments/sweep/sweep_folder.h"
 #include "experiments/sweep/sweep_table.h"
 #include "experiments/text_proto.h"
 #include "kvmix/base/file.h"
+#include "kvmix/base/status_macros.h"
 #include "kvmix/base/status_matchers.h"
 
 namespace kvmix {
 namespace {
 
 namespace fs = std::filesystem;
+using ::kvmix::testing::EmptyFolder;
+using ::kvmix::testing::SmallExperiment;
 using ::kvmix::testing::StatusIs;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
@@ -23,26 +29,8 @@ using ::testing::SizeIs;
 constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
 
 constexpr char kConfig[] = R"(
-name: "small"
-seed: 3
-model { path: "embedded" }
 dataset { name: "stories" synthetic { task: "story" documents: 2 tokens: 90 } }
-evaluation { mode: CHUNKED chunk_tokens: 32 }
-profile { num_prompts: 2 prompt_tokens: 40 }
 speed { skip: true }
-importance_estimator { name: "gradient_norm" }
-quantizer { name: "group_affine" }
-recency_policy { name: "none" }
-eviction_policy { name: "keep_all" }
-method {
-  name: "FP16"
-  bit_allocator {
-    name: "uniform"
-    options {
-      [type.googleapis.com/kvmix.UniformOptions] { key_bits: 16 value_bits: 16 }
-    }
-  }
-}
 method { name: "KVmix" bit_allocator { name: "top_fraction" } }
 )";
 
@@ -50,10 +38,9 @@ constexpr char kFraction[] =
     R"(path: "method[1].bit_allocator.options.high_fraction")";
 
 absl::StatusOr<SweepManifest> Expand(const std::string& sweep) {
-  ExperimentConfig config;
-  const absl::Status parsed = ParseTextProto(
-      absl::StrCat(kConfig, "sweep {", sweep, "}"), "test", config);
-  if (!parsed.ok()) return parsed;
+  KVMIX_ASSIGN_OR_RETURN(
+      const ExperimentConfig config,
+      SmallExperiment(absl::StrCat(kConfig, "sweep {", sweep, "}")));
   return ExpandSweep(config);
 }
 
@@ -107,17 +94,16 @@ TEST(ExpandSweepTest, WrongAxesAreRefusedByName) {
               StatusIs(kInvalid, HasSubstr("are the same experiment")));
   EXPECT_THAT(Expand(absl::StrCat("axis {", kFraction, R"( value: "2" })")),
               StatusIs(kInvalid, HasSubstr("cell high_fraction=2")));
-  ExperimentConfig config;
-  ASSERT_OK(ParseTextProto(kConfig, "test", config));
+  ASSERT_OK_AND_ASSIGN(const ExperimentConfig config, SmallExperiment(kConfig));
   EXPECT_THAT(ExpandSweep(config), StatusIs(kInvalid, HasSubstr("no sweep")));
 }
 
 class SweepTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    path_ = ::testing::TempDir() + "/sweep_" +
-            ::testing::UnitTest::GetInstance()->current_test_info()->name();
-    fs::remove_all(path_);
+    path_ = EmptyFolder(absl::StrCat(
+        "sweep_",
+        ::testing::UnitTest::GetInstance()->current_test_info()->name()));
   }
 
   SweepFolder Make(const std::string& sweep) {
@@ -192,6 +178,49 @@ TEST_F(SweepTest, AFolderKeepsItsSweep) {
   EXPECT_THAT(SweepFolder::Create(path_, other),
               StatusIs(absl::StatusCode::kFailedPrecondition,
                        HasSubstr("with 2 cells, this one \"small\" with 3")));
+}
+
+TEST_F(SweepTest, ASweepWhoseTextsHaveChangedIsNotContinued) {
+  const std::string prompts = path_ + ".jsonl", file = path_ + ".textproto";
+  ASSERT_OK_AND_ASSIGN(
+      const ExperimentConfig config,
+      SmallExperiment(
+          absl::StrCat(kConfig, "dataset { task { name: \"prompts\" options { ",
+                       "[type.googleapis.com/kvmix.PromptsOptions] { path: \"",
+                       prompts, "\" } } } } sweep { seed: 1 seed: 2 }")));
+  ASSERT_OK(WriteTextProto(config, file));
+  ASSERT_OK(WriteFileAtomically(prompts, "{\"prompt\": \"Tom the baker\"}"));
+  ASSERT_OK_AND_ASSIGN(const SweepManifest before, LoadSweep(file, {}));
+  ASSERT_OK(SweepFolder::Create(path_, before));
+  ASSERT_OK_AND_ASSIGN(const SweepManifest same, LoadSweep(file, {}));
+  EXPECT_OK(SweepFolder::Create(path_, same));
+  ASSERT_OK(WriteFileAtomically(prompts, "{\"prompt\": \"Ann the cook\"}"));
+  ASSERT_OK_AND_ASSIGN(const SweepManifest after, LoadSweep(file, {}));
+  EXPECT_THAT(SweepFolder::Create(path_, after),
+              StatusIs(absl::StatusCode::kFailedPrecondition,
+                       HasSubstr(prompts + " has changed since then")));
+}
+
+// Cells need not have the same datasets, so that their tables differ.
+TEST_F(SweepTest, ATableKeepsColumnsOfAllCells) {
+  const SweepFolder folder = Make(
+      R"(axis { path: "dataset[0].synthetic" label: "stories" label: "recall"
+           value: "{ task: 'story' documents: 1 tokens: 60 }"
+           value: "{ task: 'recall' documents: 1 tokens: 60 facts: 2 questions: 1 }" })");
+  for (const SweepCell& cell : folder.manifest().cell())
+    ASSERT_OK(RunCell(folder, cell, 1, nullptr));
+  ASSERT_OK_AND_ASSIGN(const Table table, WriteSweepTables(folder));
+  ASSERT_THAT(table.rows, SizeIs(4));
+  const auto column = [&](const std::string& name) {
+    return std::find(table.header.begin(), table.header.end(), name) -
+           table.header.begin();
+  };
+  const size_t right = column("stories right"), memory = column("memory");
+  ASSERT_LT(right, table.header.size());
+  ASSERT_LT(memory, table.header.size());
+  EXPECT_EQ(table.rows[0][right], "");
+  EXPECT_THAT(table.rows[2][right], HasSubstr("%"));
+  for (const auto& row : table.rows) EXPECT_THAT(row[memory], HasSubstr("MiB"));
 }
 
 TEST_F(SweepTest, OneProgramAtATime) {

@@ -40,12 +40,17 @@ class FewShot final : public Task {
       }
       examples.assign(exercises.begin(), exercises.begin() + shots);
       exercises.erase(exercises.begin(), exercises.begin() + shots);
-    } else {
+    } else if (shots > 0) {
       KVMIX_ASSIGN_OR_RETURN(examples, Read(options_.shots_path(), shots));
+      if (static_cast<int>(examples.size()) < shots) {
+        return absl::InvalidArgumentError(
+            absl::StrCat(options_.shots_path(), " has ", examples.size(),
+                         " examples but shots is ", shots));
+      }
     }
     std::string prefix;
     for (const Exercise& example : examples)
-      absl::StrAppend(&prefix, Asked(example), example.answer, "\n\n");
+      absl::StrAppend(&prefix, Asked(example), " ", example.answer, "\n\n");
     std::vector<Window> windows;
     for (const Exercise& exercise : exercises) {
       const std::string right = FinalNumber(exercise.answer);
@@ -64,9 +69,15 @@ class FewShot final : public Task {
     return windows;
   }
 
+  std::vector<std::string> Files() const override {
+    if (options_.shots_path().empty()) return {options_.path()};
+    return {options_.path(), options_.shots_path()};
+  }
+
  private:
   static std::string Asked(const Exercise& exercise) {
-    return absl::StrCat("Question: ", exercise.question, "\nAnswer: ");
+    // No space behind it: that is a part of the answer's first token.
+    return absl::StrCat("Question: ", exercise.question, "\nAnswer:");
   }
 
   absl::StatusOr<std::vector<Exercise>> Read(const std::string& path,
@@ -94,7 +105,7 @@ const bool kRegistered = Registry<Task>::Get().Add<FewShotOptions>(
     [](FewShotOptions options) -> Registry<Task>::Result {
       if (options.path().empty())
         return absl::InvalidArgumentError("path is empty; name a JSONL file");
-      if (options.shots() == 0) options.set_shots(4);
+      if (!options.has_shots()) options.set_shots(4);
       if (options.max_tokens() == 0) options.set_max_tokens(128);
       KVMIX_RETURN_IF_ERROR(
           ValidateIsInRange(options.shots(), 0, 1000, "shots"));

@@ -44,6 +44,8 @@ class MultipleChoice final : public Task {
     return windows;
   }
 
+  std::vector<std::string> Files() const override { return {options_.path()}; }
+
  private:
   absl::StatusOr<std::vector<Window>> Choices(const TaskContext& context,
                                               const nlohmann::json& line,

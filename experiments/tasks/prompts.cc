@@ -21,16 +21,12 @@ class PromptsTask final : public Task {
 
   absl::StatusOr<std::vector<Window>> Samples(
       const TaskContext& context) const override {
-    std::vector<Window> windows;
-    KVMIX_RETURN_IF_ERROR(ReadJsonl(
+    return WindowsOfLines(
         options_.path(), context.limit, options_.skip_bad_lines(),
-        [&](const nlohmann::json& line) -> absl::Status {
-          KVMIX_ASSIGN_OR_RETURN(Window window, Sample(context, line));
-          windows.push_back(std::move(window));
-          return absl::OkStatus();
-        }));
-    return windows;
+        [&](const nlohmann::json& line) { return Sample(context, line); });
   }
+
+  std::vector<std::string> Files() const override { return {options_.path()}; }
 
  private:
   absl::StatusOr<Window> Sample(const TaskContext& context,

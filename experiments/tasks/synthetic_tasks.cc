@@ -109,6 +109,11 @@ bool Register(const char* name, const char* summary, const Kind& kind) {
       name, summary,
       [kind](SyntheticTaskOptions options) -> Registry<Task>::Result {
         KVMIX_RETURN_IF_ERROR(Resolve(options));
+        if (kind.frequent_words > 0 && !options.depth().empty()) {
+          return absl::InvalidArgumentError(
+              "depth: what stands most often stands nowhere in particular; "
+              "leave it out");
+        }
         return std::make_unique<SyntheticSuite>(kind, options);
       });
 }

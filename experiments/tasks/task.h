@@ -34,6 +34,10 @@ class Task {
   virtual absl::StatusOr<std::vector<Window>> Samples(
       const TaskContext& context) const = 0;
 
+  // Files that samples come from, as the options name them: a sweep notes what
+  // they hold.
+  virtual std::vector<std::string> Files() const { return {}; }
+
   // What the score is: "exact match", "F1". "": none, judged by loss or by
   // answers alone.
   virtual std::string metric() const { return ""; }

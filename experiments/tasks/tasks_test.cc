@@ -4,6 +4,7 @@
 #include "experiments/config.h"
 #include "experiments/loaded_model.h"
 #include "experiments/run_experiment.h"
+#include "experiments/small_experiment.h"
 #include "experiments/tasks/summaries.h"
 #include "experiments/tasks/task.h"
 #include "experiments/text_proto.h"
@@ -15,6 +16,8 @@
 namespace kvmix {
 namespace {
 
+using ::kvmix::testing::EmptyFolder;
+using ::kvmix::testing::SmallExperiment;
 using ::kvmix::testing::StatusIs;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
@@ -121,13 +124,33 @@ TEST(TasksTest, FewShotPutsExamplesInFrontAndJudgesTheNumber) {
                                absl::StrCat("path: \"", path, "\" shots: 1")));
   ASSERT_THAT(windows, SizeIs(1));
   EXPECT_EQ(windows[0].prompt,
-            "Question: 1+1?\nAnswer: two #### 2\n\nQuestion: 2+2?\nAnswer: ");
+            "Question: 1+1?\nAnswer: two #### 2\n\nQuestion: 2+2?\nAnswer:");
   const std::string text = "it is 4.\n\nQuestion";
   const std::vector<int32_t> ids(text.begin(), text.end());  // bytes are tokens
   EXPECT_TRUE(windows[0].is_finished(ids));
   ASSERT_OK_AND_ASSIGN(const JudgedText judged, windows[0].judge(ids));
   EXPECT_EQ(judged.text, "it is 4.");
   EXPECT_EQ(judged.score, 1);
+}
+
+TEST(TasksTest, FewShotTakesAsManyExamplesAsAskedFor) {
+  const std::string path = WriteLines(
+      "asked.jsonl", "{\"question\": \"1+1?\", \"answer\": \"2\"}\n");
+  const std::string one = absl::StrCat("path: \"", path, "\" ");
+  ASSERT_OK_AND_ASSIGN(const std::vector<Window> windows,
+                       Samples("few_shot", "FewShotOptions", one + "shots: 0"));
+  ASSERT_THAT(windows, SizeIs(1));
+  EXPECT_EQ(windows[0].prompt, "Question: 1+1?\nAnswer:");
+  EXPECT_THAT(Samples("few_shot", "FewShotOptions", one),  // 4 by default
+              StatusIs(kInvalid, HasSubstr("has 1 lines but 4 are needed")));
+  EXPECT_THAT(Samples("few_shot", "FewShotOptions",
+                      absl::StrCat(one, "shots: 2 shots_path: \"", path, "\"")),
+              StatusIs(kInvalid, HasSubstr("has 1 examples but shots is 2")));
+}
+
+TEST(TasksTest, ListsOfWordsHaveNoDepth) {
+  EXPECT_THAT(Samples("common_words", "SyntheticTaskOptions", "depth: 0.5"),
+              StatusIs(kInvalid, HasSubstr("depth")));
 }
 
 TEST(TasksTest, LongPromptsLoseTheirMiddle) {
@@ -189,24 +212,8 @@ TEST(TaskSummaryTest, TheLikeliestChoiceCounts) {
   EXPECT_DOUBLE_EQ(quality.score_stderr(), 0.5);
 }
 
-constexpr char kConfig[] = R"(
-name: "tasks"
-model { path: "embedded" }
+constexpr char kOneBit[] = R"(
 speed { skip: true }
-evaluation { chunk_tokens: 32 }
-importance_estimator { name: "random" }
-quantizer { name: "group_affine" }
-recency_policy { name: "none" }
-eviction_policy { name: "keep_all" }
-method {
-  name: "FP16"
-  bit_allocator {
-    name: "uniform"
-    options {
-      [type.googleapis.com/kvmix.UniformOptions] { key_bits: 16 value_bits: 16 }
-    }
-  }
-}
 method {
   name: "1 bit"
   bit_allocator {
@@ -220,11 +227,9 @@ method {
 
 absl::StatusOr<RunRecord> RunTask(const std::string& dataset, int threads,
                                   const CellFolders* cell = nullptr) {
-  ExperimentConfig config;
-  KVMIX_RETURN_IF_ERROR(
-      ParseTextProto(absl::StrCat(kConfig, dataset), "test", config));
-  config.set_output(absl::StrCat(::testing::TempDir(), "/tasks_", threads));
-  std::filesystem::remove_all(config.output());
+  KVMIX_ASSIGN_OR_RETURN(ExperimentConfig config,
+                         SmallExperiment(absl::StrCat(kOneBit, dataset)));
+  config.set_output(EmptyFolder(absl::StrCat("tasks_", threads)));
   config.set_threads(threads);
   KVMIX_RETURN_IF_ERROR(ResolveConfig(config));
   KVMIX_ASSIGN_OR_RETURN(const ExperimentResult result,
@@ -249,8 +254,7 @@ TEST(TasksTest, ContinuationsOfPromptsAreScoredByGroup) {
   EXPECT_EQ(full.task().metric(), "F1");
   EXPECT_EQ(full.group_size(), 2);
   EXPECT_GT(full.memory().bytes(), 0);
-  const std::string folder = ::testing::TempDir() + "/cell";
-  std::filesystem::remove_all(folder);
+  const std::string folder = EmptyFolder("cell");
   const CellFolders cell = {.results = folder,
                             .full_precision = folder + "/full",
                             .full_precision_gib = 1};

@@ -1,5 +1,7 @@
-// Scores of a generated text against references, each in [0, 1], as LongBench
-// and GSM8K define them.
+// Scores of a generated text against references, each in [0, 1]: what LongBench
+// and GSM8K are scored by. LongBench's program differs in two: its edit
+// similarity counts a replaced character twice, over the sum of both lengths,
+// and its ROUGE-L goes sentence by sentence.
 #pragma once
 
 #include <string>

@@ -56,6 +56,20 @@ absl::StatusOr<Window> AnsweredWindow(const TaskContext& context,
   return window;
 }
 
+absl::StatusOr<std::vector<Window>> WindowsOfLines(
+    const std::string& path, int limit, bool skip_bad,
+    const std::function<absl::StatusOr<Window>(const nlohmann::json&)>&
+        sample) {
+  std::vector<Window> windows;
+  KVMIX_RETURN_IF_ERROR(ReadJsonl(
+      path, limit, skip_bad, [&](const nlohmann::json& line) -> absl::Status {
+        KVMIX_ASSIGN_OR_RETURN(Window window, sample(line));
+        windows.push_back(std::move(window));
+        return absl::OkStatus();
+      }));
+  return windows;
+}
+
 absl::StatusOr<Window> PromptWindow(const TaskContext& context,
                                     const std::string& prompt,
                                     Continuation continuation,

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "experiments/tasks/jsonl.h"
 #include "experiments/tasks/task.h"
 
 namespace kvmix {
@@ -14,6 +15,11 @@ namespace kvmix {
 absl::StatusOr<Window> AnsweredWindow(const TaskContext& context,
                                       const std::string& prompt,
                                       const std::string& answer);
+
+// A window for each line of a JSONL file. Arguments and errors as of ReadJsonl.
+absl::StatusOr<std::vector<Window>> WindowsOfLines(
+    const std::string& path, int limit, bool skip_bad,
+    const std::function<absl::StatusOr<Window>(const nlohmann::json&)>& sample);
 
 struct Continuation {
   int max_tokens = 0;

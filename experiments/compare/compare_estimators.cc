@@ -1,4 +1,4 @@
-#include "experiments/compare_estimators.h"
+#include "experiments/compare/compare_estimators.h"
 
 #include <algorithm>
 #include <cmath>
@@ -7,8 +7,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "experiments/compare/rank_correlation.h"
 #include "experiments/metrics.h"
-#include "experiments/rank_correlation.h"
 #include "experiments/stages.h"
 #include "experiments/svg.h"
 #include "experiments/text_proto.h"

@@ -1,4 +1,4 @@
-#include "experiments/rank_correlation.h"
+#include "experiments/compare/rank_correlation.h"
 
 #include <algorithm>
 #include <cmath>

@@ -33,10 +33,10 @@ class CpuCaches final : public MethodCaches {
   }
   // Of one method alone.
   absl::Status ForwardMethod(int method, absl::Span<const int32_t> tokens,
-                             const LogitsConsumer& consume) {
+                             WantLogits logits, const LogitsConsumer& consume) {
     return model_.Forward({Chunk{.tokens = tokens,
                                  .cache = caches_[method].get(),
-                                 .logits = WantLogits::kAll}},
+                                 .logits = logits}},
                           consume);
   }
   MemoryLedger ledger(int method) const override {
@@ -141,7 +141,8 @@ class CheckedCaches final : public MethodCaches {
     const int64_t count = static_cast<int64_t>(tokens.size());
     expected_.resize(count * vocab_size_);
     KVMIX_RETURN_IF_ERROR(cpu_->ForwardMethod(
-        method, tokens, [&](int, int64_t first, int64_t rows, const float* x) {
+        method, tokens, logits,
+        [&](int, int64_t first, int64_t rows, const float* x) {
           std::copy_n(x, rows * vocab_size_,
                       expected_.data() + first * vocab_size_);
           return absl::OkStatus();

@@ -166,7 +166,8 @@ double KlDivergence(const LogitsRow& p, const LogitsRow& q,
                         (p_row.segment(i, n) - q_row.segment(i, n));
         return terms.head(n).cast<double>().sum();
       });
-  return std::max(0.0, mean_difference - p.log_sum_exp + q.log_sum_exp);
+  const double divergence = mean_difference - p.log_sum_exp + q.log_sum_exp;
+  return divergence < 0 ? 0 : divergence;  // NaN stays
 }
 
 double Quantile(std::vector<double>& values, double q) {

@@ -60,9 +60,13 @@ TEST(MetricsTest, LargeLogitsDoNotOverflow) {
 TEST(MetricsTest, ALogitThatIsNotFiniteShows) {
   for (float bad : {std::numeric_limits<float>::quiet_NaN(),
                     std::numeric_limits<float>::infinity()}) {
-    std::vector<float> p = RandomLogits(100, 4, 1);
-    p[57] = bad;
-    EXPECT_FALSE(std::isfinite(ReduceLogits(p.data(), 100).log_sum_exp));
+    const std::vector<float> p = RandomLogits(100, 4, 1);
+    std::vector<float> q = p;
+    q[57] = bad;
+    const LogitsRow row = ReduceLogits(q.data(), 100);
+    EXPECT_FALSE(std::isfinite(row.log_sum_exp));
+    EXPECT_TRUE(
+        std::isnan(KlDivergence(ReduceLogits(p.data(), 100), row, 100)));
   }
 }
 

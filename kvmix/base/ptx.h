@@ -54,9 +54,9 @@ __device__ __forceinline__ void MmaM16N8K16(float (&d)[4],
           auto& x = *static_cast<Arg*>(args[lane]);
           for (int i = 0; i < 4; ++i) {
             const int r = lane / 4 + i / 2 * 8, n = lane % 4 * 2 + i % 2;
-            double sum =
-                x.c[i];  // the hardware's order and rounding of the sum are
-                         // unspecified: compare with a tolerance
+            // The hardware's order and rounding of the sum are unspecified:
+            // compare with a tolerance.
+            double sum = x.c[i];
             for (int k = 0; k < 16; ++k) sum += double(A[r][k]) * B[k][n];
             x.d[i] = float(sum);
           }
@@ -91,9 +91,9 @@ __device__ __forceinline__ void LdMatrixX4(unsigned (&r)[4], const void* row) {
     unsigned short row[8];
     unsigned r[4];
   } mine;
+  // Read by the lane that names it: races are laid at its door.
   for (int i = 0; i < 8; ++i)
-    mine.row[i] = static_cast<const unsigned short*>(
-        row)[i];  // read by the lane that names it: races are laid at its door
+    mine.row[i] = static_cast<const unsigned short*>(row)[i];
   ::emu::WarpCollective(
       ~0u, "ldmatrix", &mine,
       [](void** args, unsigned) {
@@ -171,24 +171,6 @@ __device__ __forceinline__ void CpAsyncWait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kNewestLeft) : "memory");
 #elif !defined(__CUDACC__)
   ::emu::CpAsyncWait(kNewestLeft);
-#endif
-}
-
-// Any three-input bitwise function: kTable = f(0xF0, 0xCC, 0xAA).
-template <int kTable>
-__device__ __forceinline__ unsigned Lop3(unsigned a, unsigned b, unsigned c) {
-#ifdef __CUDA_ARCH__
-  unsigned d;
-  asm("lop3.b32 %0,%1,%2,%3,%4;"
-      : "=r"(d)
-      : "r"(a), "r"(b), "r"(c), "n"(kTable));
-  return d;
-#else
-  unsigned d = 0;
-  for (int m = 0; m < 8; ++m)
-    if (kTable >> m & 1)
-      d |= (m & 4 ? a : ~a) & (m & 2 ? b : ~b) & (m & 1 ? c : ~c);
-  return d;
 #endif
 }
 

@@ -21,8 +21,8 @@
 #include "tools/cuda_emulator/emulator.h"
 #include "tools/cuda_emulator/internal.h"
 
-extern "C" char __executable_start,
-    end;  // the program's own image, by the linker
+// The program's own image, by the linker.
+extern "C" char __executable_start, end;
 
 namespace emu {
 namespace {

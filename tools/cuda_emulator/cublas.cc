@@ -94,10 +94,6 @@ cublasStatus_t cublasSetStream_v2(cublasHandle_t h, cudaStream_t stream) {
   return CUBLAS_STATUS_SUCCESS;
 }
 
-cublasStatus_t cublasSetMathMode(cublasHandle_t, cublasMath_t) {
-  return CUBLAS_STATUS_SUCCESS;  // sums are in float whatever the mode
-}
-
 cublasStatus_t cublasSetWorkspace_v2(cublasHandle_t, void*, size_t) {
   return CUBLAS_STATUS_SUCCESS;
 }
@@ -129,27 +125,6 @@ cublasStatus_t cublasGemmEx(cublasHandle_t h, cublasOperation_t op_a,
     Store(product, c, type_c, ldc);
     emu::DeviceMemoryAccessible(false);
   });
-  return CUBLAS_STATUS_SUCCESS;
-}
-
-cublasStatus_t cublasGemmStridedBatchedEx(
-    cublasHandle_t h, cublasOperation_t op_a, cublasOperation_t op_b, int m,
-    int n, int k, const void* alpha, const void* a, cudaDataType type_a,
-    int lda, long long stride_a, const void* b, cudaDataType type_b, int ldb,
-    long long stride_b, const void* beta, void* c, cudaDataType type_c, int ldc,
-    long long stride_c, int batches, cublasComputeType_t compute,
-    cublasGemmAlgo_t algorithm) {
-  const auto at = [](const void* p, cudaDataType type, long long i) {
-    return static_cast<const char*>(p) + i * static_cast<long long>(Size(type));
-  };
-  for (int i = 0; i < batches; ++i) {
-    const cublasStatus_t status =
-        cublasGemmEx(h, op_a, op_b, m, n, k, alpha, at(a, type_a, i * stride_a),
-                     type_a, lda, at(b, type_b, i * stride_b), type_b, ldb,
-                     beta, const_cast<char*>(at(c, type_c, i * stride_c)),
-                     type_c, ldc, compute, algorithm);
-    if (status != CUBLAS_STATUS_SUCCESS) return status;
-  }
   return CUBLAS_STATUS_SUCCESS;
 }
 

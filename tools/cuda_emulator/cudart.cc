@@ -215,15 +215,11 @@ cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   return cudaSuccess;
 }
 
-cudaError_t cudaHostAlloc(void** p, size_t bytes, unsigned) {
+cudaError_t cudaMallocHost(void** p, size_t bytes) {
   *p = emu::Allocate(256, bytes);
   if (!*p) return Return(cudaErrorMemoryAllocation);
   pinned[static_cast<char*>(*p)] = bytes;
   return cudaSuccess;
-}
-
-cudaError_t cudaMallocHost(void** p, size_t bytes) {
-  return cudaHostAlloc(p, bytes, 0);
 }
 
 cudaError_t cudaFreeHost(void* p) {
@@ -252,15 +248,6 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes,
     emu::Enqueue(stream, [=] { Copy(to, from, bytes, kind); });
   }
   return last_error;
-}
-
-cudaError_t cudaMemcpyToSymbol(const void* symbol, const void* from,
-                               size_t bytes, size_t offset, cudaMemcpyKind) {
-  if (const cudaError_t e = RefuseWhileCapturing()) return e;
-  RunAll();
-  std::memcpy(const_cast<char*>(static_cast<const char*>(symbol)) + offset,
-              from, bytes);
-  return cudaSuccess;
 }
 
 cudaError_t cudaMemset(void* p, int value, size_t bytes) {
@@ -305,10 +292,6 @@ cudaError_t cudaDeviceSynchronize() {
 cudaError_t cudaEventCreate(cudaEvent_t* e) {
   *e = reinterpret_cast<cudaEvent_t>(new Event);
   return cudaSuccess;
-}
-
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) {
-  return cudaEventCreate(e);
 }
 
 cudaError_t cudaEventDestroy(cudaEvent_t e) {
@@ -392,8 +375,6 @@ cudaError_t cudaGetLastError() {
   return std::exchange(last_error, cudaSuccess);
 }
 
-cudaError_t cudaPeekAtLastError() { return last_error; }
-
 const char* cudaGetErrorString(cudaError_t e) {
   switch (e) {
     case cudaSuccess:
@@ -404,8 +385,6 @@ const char* cudaGetErrorString(cudaError_t e) {
       return "out of memory";
     case cudaErrorInvalidConfiguration:
       return "invalid configuration argument";
-    case cudaErrorInvalidDevice:
-      return "invalid device ordinal";
     case cudaErrorLaunchFailure:
       return "unspecified launch failure";
     case cudaErrorStreamCaptureUnsupported:
@@ -427,21 +406,12 @@ cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 
-cudaError_t cudaSetDevice(int device) {
-  return device == 0 ? cudaSuccess : Return(cudaErrorInvalidDevice);
-}
-
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
   *p = cudaDeviceProp{};
   std::strcpy(p->name, "CUDA emulator");
   p->major = 8;
   // Few, so that small inputs take the path of several splits.
   p->multiProcessorCount = 4;
-  p->warpSize = 32;
-  p->sharedMemPerBlock = 48 << 10;
-  p->sharedMemPerBlockOptin = 163 << 10;
-  p->sharedMemPerMultiprocessor = 164 << 10;
-  p->maxThreadsPerBlock = 1024;
   p->totalGlobalMem = emu::options().device_bytes;
   return cudaSuccess;
 }
@@ -456,9 +426,6 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute,
       return cudaSuccess;
     case cudaDevAttrMultiProcessorCount:
       *value = p.multiProcessorCount;
-      return cudaSuccess;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-      *value = static_cast<int>(p.sharedMemPerBlockOptin);
       return cudaSuccess;
     default:
       return Return(cudaErrorInvalidValue);

@@ -34,9 +34,7 @@ inline void __syncwarp(unsigned mask = ~0u, EMU_SITE) {
       mask, "syncwarp", nullptr, [](void**, unsigned) {}, file, line);
 }
 inline void __threadfence() { emu::Fence(); }
-inline void __threadfence_block() {}
 inline void __trap() { emu::Trap("__trap"); }
-inline unsigned __activemask() { return emu::ActiveMask(); }
 
 // ---- Shuffles and votes ----
 
@@ -129,12 +127,6 @@ T __shfl_down_sync(unsigned mask, T v, unsigned delta, int width = 32,
   return emu::Shuffle(mask, v, outside ? lane : source, "shfl_down", file,
                       line);
 }
-template <typename T>
-T __shfl_up_sync(unsigned mask, T v, unsigned delta, int width = 32, EMU_SITE) {
-  const int lane = emu::LaneId(), source = lane - static_cast<int>(delta);
-  const bool outside = source < emu::SegmentStart(lane, width);
-  return emu::Shuffle(mask, v, outside ? lane : source, "shfl_up", file, line);
-}
 inline unsigned __ballot_sync(unsigned mask, int predicate, EMU_SITE) {
   return emu::Vote<unsigned>(
       mask, predicate, "ballot", [](unsigned set, unsigned) { return set; },
@@ -145,14 +137,6 @@ inline int __any_sync(unsigned mask, int predicate, EMU_SITE) {
       mask, predicate, "any",
       [](unsigned set, unsigned) { return static_cast<int>(set != 0); }, file,
       line);
-}
-inline int __all_sync(unsigned mask, int predicate, EMU_SITE) {
-  return emu::Vote<int>(
-      mask, predicate, "all",
-      [](unsigned set, unsigned lanes) {
-        return static_cast<int>(set == lanes);
-      },
-      file, line);
 }
 
 // ---- Atomics: plain reads and writes (there is one OS thread), kept out of
@@ -187,16 +171,6 @@ T atomicMin(T* p, std::common_type_t<T> v) {
   return emu::ReadModifyWrite(
       p, [v](T old) EMU_UNCHECKED { return v < old ? v : old; });
 }
-template <typename T>
-T atomicExch(T* p, std::common_type_t<T> v) {
-  return emu::ReadModifyWrite(p, [v](T) EMU_UNCHECKED { return v; });
-}
-template <typename T>
-T atomicCAS(T* p, std::common_type_t<T> expected, std::common_type_t<T> v) {
-  return emu::ReadModifyWrite(p, [expected, v](T old) EMU_UNCHECKED {
-    return old == expected ? v : old;
-  });
-}
 inline unsigned atomicInc(unsigned* p, unsigned limit) {
   return emu::ReadModifyWrite(p, [limit](unsigned old) EMU_UNCHECKED {
     return old >= limit ? 0u : old + 1;
@@ -208,43 +182,21 @@ void atomicMin(float*, float) = delete;
 
 #undef EMU_UNCHECKED
 
-// ---- Loads and stores with cache hints ----
+// ---- Loads through the read-only cache ----
 
 template <typename T>
 T __ldg(const T* p) {
   return *p;
 }
-template <typename T>
-T __ldcs(const T* p) {
-  return *p;
-}
-template <typename T>
-void __stcs(T* p, T v) {
-  *p = v;
-}
 
 // ---- Scalars ----
 
 inline int __popc(unsigned v) { return __builtin_popcount(v); }
-inline int __clz(int v) {
-  return v ? __builtin_clz(static_cast<unsigned>(v)) : 32;
-}
-inline int __ffs(int v) { return __builtin_ffs(v); }
 inline float __uint_as_float(unsigned v) { return emu::Bits<float>(v); }
 inline unsigned __float_as_uint(float v) { return emu::Bits<unsigned>(v); }
-inline float __int_as_float(int v) { return emu::Bits<float>(v); }
-inline int __float_as_int(float v) { return emu::Bits<int>(v); }
-inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
-inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fdiv_rn(float a, float b) { return a / b; }
-inline float __frcp_rn(float v) { return 1.0f / v; }
-inline float __fsqrt_rn(float v) { return std::sqrt(v); }
-inline float __fdividef(float a, float b) { return a / b; }
-inline float __expf(float v) { return std::exp(v); }
-inline float __logf(float v) { return std::log(v); }
-inline float __saturatef(float v) { return v > 0 ? (v < 1 ? v : 1.0f) : 0.0f; }
 inline float rsqrtf(float v) { return 1.0f / std::sqrt(v); }
 inline int __float2int_rn(float v) {
   return static_cast<int>(std::nearbyint(v));
@@ -260,12 +212,6 @@ inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
   }
   return out;
 }
-inline int __dp4a(int a, int b, int c) {
-  for (int i = 0; i < 4; ++i) {
-    c += static_cast<int8_t>(a >> (8 * i)) * static_cast<int8_t>(b >> (8 * i));
-  }
-  return c;
-}
 template <typename T, typename = std::enable_if_t<std::is_arithmetic_v<T>>>
 constexpr T min(T a, T b) {
   return b < a ? b : a;
@@ -273,24 +219,4 @@ constexpr T min(T a, T b) {
 template <typename T, typename = std::enable_if_t<std::is_arithmetic_v<T>>>
 constexpr T max(T a, T b) {
   return a < b ? b : a;
-}
-
-// ---- fp16 and bf16: what NVIDIA's headers define for nvcc alone ----
-
-// One rounding: the product of two halves is exact in double.
-inline __half __hfma(__half a, __half b, __half c) {
-  return __double2half(static_cast<double>(__half2float(a)) * __half2float(b) +
-                       __half2float(c));
-}
-inline __half2 __hfma2(__half2 a, __half2 b, __half2 c) {
-  return __halves2half2(__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y));
-}
-inline __half hexp(__half v) { return __float2half(std::exp(__half2float(v))); }
-inline __half hrsqrt(__half v) {
-  return __float2half(1.0f / std::sqrt(__half2float(v)));
-}
-inline __nv_bfloat16 __hfma(__nv_bfloat16 a, __nv_bfloat16 b, __nv_bfloat16 c) {
-  return __double2bfloat16(static_cast<double>(__bfloat162float(a)) *
-                               __bfloat162float(b) +
-                           __bfloat162float(c));
 }

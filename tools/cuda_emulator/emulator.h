@@ -6,9 +6,11 @@
 // kvmix/base/cuda.h.
 //
 // Three variants (tools/cuda.bzl) find different mistakes:
-//   fast   results that depend on thread order, divergent barriers, bad
-//   launches asan   out-of-bounds, misaligned, use of device memory by the host
-//   check  races, reads of memory never written, wild addresses, with file:line
+//   fast    results that depend on thread order, divergent barriers, launches
+//           that a device would refuse
+//   asan    out-of-bounds, misaligned, use of device memory by the host
+//   check   races, reads of memory never written, wild addresses, with
+//   file:line
 // One OS thread at a time may use the emulator.
 #pragma once
 
@@ -75,7 +77,6 @@ void CpAsyncCommit();
 void CpAsyncWait(int newest_left);
 
 unsigned LaneId();
-unsigned ActiveMask();
 void Report(const char* format, ...) __attribute__((format(printf, 1, 2)));
 [[noreturn]] void Trap(const char* what);
 

@@ -121,15 +121,6 @@ __global__ void Transposed(const __half* x, unsigned* out, unsigned* moved) {
     moved[i * 32 + threadIdx.x] = ptx::MovMatrix(r[i]);
 }
 
-// Two fp16 numbers 1024+q from two 4-bit codes, the usual (word >> shift &
-// 0x000f000f) | 0x64006400 as one lop3.
-__global__ void Unpack(const unsigned* w, __half2* out) {
-  const unsigned v =
-      ptx::Lop3<(0xF0 & 0xCC) | 0xAA>(w[threadIdx.x], 0x000f000fu, 0x64006400u);
-  out[threadIdx.x] = __hsub2(*reinterpret_cast<const __half2*>(&v),
-                             __half2half2(__float2half(1024.0f)));
-}
-
 __global__ void AddOne(float* x) { x[threadIdx.x] += 1; }
 
 __global__ void Fill(float* x) {
@@ -163,9 +154,6 @@ cudaError_t RunOneTile(const __half* a, const __half* b, float* c, int k) {
 }
 cudaError_t RunTransposed(const __half* x, unsigned* out, unsigned* moved) {
   return Launch(Transposed, 1, 32, 0, nullptr, x, out, moved);
-}
-cudaError_t RunUnpack(const unsigned* w, __half2* out) {
-  return Launch(Unpack, 1, 32, 0, nullptr, w, out);
 }
 cudaError_t RunAddOne(float* x, int n, cudaStream_t s) {
   return Launch(AddOne, 1, n, 0, s, x);

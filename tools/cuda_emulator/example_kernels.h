@@ -23,8 +23,6 @@ cudaError_t RunOneTile(const __half* a, const __half* b, float* c, int k);
 // What ldmatrix.trans gives: out [4, 32] of x [4, 8, 8]; and what movmatrix
 // makes of ldmatrix's.
 cudaError_t RunTransposed(const __half* x, unsigned* out, unsigned* moved);
-// The 4-bit codes at bits 0 and 16 of each of 32 words.
-cudaError_t RunUnpack(const unsigned* w, __half2* out);
 cudaError_t RunAddOne(float* x, int n, cudaStream_t s);
 // x[0] = 1 by way of `smem` bytes of dynamic shared memory.
 cudaError_t RunFill(float* x, int blocks, int threads, size_t smem);

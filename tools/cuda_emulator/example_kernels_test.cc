@@ -139,19 +139,5 @@ TEST(ExampleKernelsTest, LdmatrixTransposes) {
   }
 }
 
-TEST(ExampleKernelsTest, CodesBecomeHalvesByLop3) {
-  std::vector<unsigned> w(32);
-  std::mt19937 random(6);
-  for (unsigned& v : w) v = random();
-  DeviceVector<unsigned> dw(w);
-  DeviceVector<__half2> out(32);
-  ASSERT_EQ(RunUnpack(dw.data(), out.data()), cudaSuccess);
-  const auto o = out.ToHost();
-  for (int i = 0; i < 32; ++i) {
-    EXPECT_EQ(__low2float(o[i]), w[i] & 15);
-    EXPECT_EQ(__high2float(o[i]), w[i] >> 16 & 15);
-  }
-}
-
 }  // namespace
 }  // namespace kvmix

@@ -14,9 +14,9 @@ __global__ void MissingBarrier(float* out, int) {
   if (fixed) __syncthreads();
   out[threadIdx.x] = a[127 - threadIdx.x];
 }
+// The write-after-read one, forgotten more often.
 template <bool fixed>
-__global__ void BarrierBeforeReuse(
-    float* out, int) {  // the write-after-read one, forgotten more often
+__global__ void BarrierBeforeReuse(float* out, int) {
   KVMIX_SHARED(float, a, [128]);
   float sum = 0;
   for (int s = 0; s < 3; ++s) {
@@ -98,9 +98,9 @@ __global__ void ShuffleInBranch(float* out, int) {
   out[threadIdx.x] = v;
   __syncthreads();
 }
+// Block b reads what block b - 1 of the same launch wrote.
 template <bool fixed>
-__global__ void InterBlock(
-    float* out, int) {  // block b reads what block b-1 of the same launch wrote
+__global__ void InterBlock(float* out, int) {
   if (threadIdx.x == 0)
     out[blockIdx.x] =
         blockIdx.x + (!fixed && blockIdx.x ? out[blockIdx.x - 1] : 0);

@@ -108,8 +108,8 @@ uint64_t Random() {  // xorshift64
 
 size_t Below(size_t n) { return (Random() >> 32) * n >> 32; }
 
-void Switched() {  // first thing done on a fiber's own stack after it was
-                   // switched to
+// First thing done on a fiber's own stack after it was switched to.
+void Switched() {
 #ifdef __SANITIZE_ADDRESS__
   __sanitizer_finish_switch_fiber(current->fake_stack, nullptr, nullptr);
 #endif
@@ -135,8 +135,9 @@ void Next() {
   SwitchTo(f);
 }
 
-void Release(Fiber** begin, Fiber** end) {  // they run before whatever was
-                                            // ready, in the order asked for
+// They run before whatever was ready, in the order asked for; shuffled ones
+// anywhere in the whole list, so that warps interleave.
+void Release(Fiber** begin, Fiber** end) {
   const size_t at = g.ready.size();
   g.ready.insert(g.ready.end(), begin, end);
   for (size_t i = at; i < g.ready.size(); ++i)
@@ -144,8 +145,7 @@ void Release(Fiber** begin, Fiber** end) {  // they run before whatever was
   auto first = g.ready.begin() + at;
   if (the_options.order == Order::kShuffled) {
     for (size_t i = at; i < g.ready.size(); ++i)
-      std::swap(g.ready[i], g.ready[Below(i + 1)]);  // into the whole list, so
-                                                     // that warps interleave
+      std::swap(g.ready[i], g.ready[Below(i + 1)]);
   } else {
     std::sort(first, g.ready.end(), [](Fiber* a, Fiber* b) {
       return the_options.order == Order::kAscending ? a->id > b->id
@@ -197,8 +197,8 @@ void Entry(fc::transfer_t t) {
   FiberMain();
 }
 
-void Prepare(Fiber* f) {  // fresh context; stack kept between launches, with a
-                          // guard page below
+// A fresh context; the stack is kept between launches, with a guard page below.
+void Prepare(Fiber* f) {
   const size_t bytes = the_options.stack_bytes;
   if (f->stack_bytes != bytes) {
     if (f->stack)
@@ -211,8 +211,8 @@ void Prepare(Fiber* f) {  // fresh context; stack kept between launches, with a
     f->stack_bytes = bytes;
   }
 #ifdef __SANITIZE_ADDRESS__
-  __asan_unpoison_memory_region(f->stack,
-                                bytes);  // frames of an abandoned fiber
+  // Frames of an abandoned fiber.
+  __asan_unpoison_memory_region(f->stack, bytes);
 #endif
   f->fake_stack = nullptr;
   f->context =
@@ -269,7 +269,8 @@ std::vector<uint64_t> BlockOrder(uint64_t blocks) {
   return order;
 }
 
-void RunBlock() {  // blockIdx is set
+// blockIdx is set.
+void RunBlock() {
   g.warps.assign((g.threads + 31) / 32, {});
   g.at_barrier = g.exited = 0;
   g.ready.clear();
@@ -312,7 +313,6 @@ void FreeSharedMemory() {
 Options& options() { return the_options; }
 std::string TakeReports() { return std::exchange(reports, {}); }
 unsigned LaneId() { return current->id % 32; }
-unsigned ActiveMask() { return ~g.warps[current->id / 32].exited; }
 void* DynamicShared() { return g.dynamic; }
 int CurrentThread() { return current == &root ? -1 : current->id; }
 unsigned CurrentWarpEpoch() { return current->warp_epoch; }
@@ -323,10 +323,9 @@ bool IsThreadLocal(const void* p) {
   return g.in_collective || in(current->stack, current->stack_bytes) ||
          in(g.argument, g.argument_bytes);
 }
-void* Allocate(
-    size_t alignment,
-    size_t bytes) {  // exact size, so that ASan sees the end; aligned_alloc
-                     // would want a multiple of the alignment
+// Of exactly this size, so that ASan sees the end; aligned_alloc would want a
+// multiple of the alignment.
+void* Allocate(size_t alignment, size_t bytes) {
   void* p = nullptr;
   return posix_memalign(&p, alignment, bytes ? bytes : 1) ? nullptr : p;
 }
@@ -356,8 +355,8 @@ void SetDynamicLimit(const void* kernel, size_t bytes) {
 void* SharedVariable(void* key, const char* name, size_t bytes) {
   for (Shared& s : g.shared)
     if (s.key == key) return s.data;
-  char* data = static_cast<char*>(
-      Allocate(128, bytes));  // an allocation each: ASan sees every bound
+  // An allocation each: ASan sees every bound.
+  char* data = static_cast<char*>(Allocate(128, bytes));
   std::memset(data, the_options.poison, bytes);
   AddRegion(data, bytes, name, true);
   g.shared.push_back({key, name, data, bytes});
@@ -404,9 +403,8 @@ void WarpCollective(unsigned mask, const char* op, void* arg, WarpFn fn,
     Report("%s %s:%d: lane %d is not in its own mask %#x", op, file, line, lane,
            mask);
   const int in_warp = std::min(32, g.threads - warp * 32);
-  if (in_warp < 32)
-    mask &= (1u << in_warp) -
-            1;  // a partial last warp: lanes that never existed count as exited
+  // Of a partial last warp, lanes that never existed count as exited.
+  if (in_warp < 32) mask &= (1u << in_warp) - 1;
   size_t i = 0;
   while (i < w.pending.size() && !(w.pending[i].mask & mask)) ++i;
   if (i == w.pending.size()) w.pending.push_back({mask, 0, op, fn, {}});

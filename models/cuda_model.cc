@@ -14,7 +14,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "attention/cuda_kv_cache.h"
-#include "kvmix/base/cuda_devices.h"
 #include "kvmix/base/device_memory.h"
 #include "kvmix/base/status_macros.h"
 #include "models/cuda_linear.h"
@@ -33,33 +32,6 @@ constexpr int64_t kRowTile = 1024;
 // Logits are made, and copied to the host, in tiles of about 16 MiB; at least
 // one row, and of a decode step all.
 constexpr int64_t kLogitTileFloats = int64_t{4} << 20;
-
-// Memory that both sides see, for copies that need not wait.
-class PinnedMemory {
- public:
-  PinnedMemory() = default;
-  PinnedMemory(const PinnedMemory&) = delete;
-  ~PinnedMemory() { cudaFreeHost(data_); }
-
-  absl::Status Reserve(int64_t bytes) {
-    if (bytes <= bytes_) return absl::OkStatus();
-    cudaFreeHost(std::exchange(data_, nullptr));
-    bytes_ = 0;
-    KVMIX_RETURN_IF_ERROR(
-        CudaStatus(cudaMallocHost(&data_, static_cast<size_t>(bytes)),
-                   "page-locked memory"));
-    bytes_ = bytes;
-    return absl::OkStatus();
-  }
-  template <typename T>
-  T* as() const {
-    return static_cast<T*>(data_);
-  }
-
- private:
-  void* data_ = nullptr;
-  int64_t bytes_ = 0;
-};
 
 // A captured decode step.
 class Graph {
@@ -147,16 +119,6 @@ class CudaModel final : public DeviceModel {
 
   const ModelConfig& config() const override { return config_; }
   int64_t weight_bytes() const override { return weights_.memory.bytes(); }
-  std::string device() const override {
-    const std::vector<std::string> devices = CudaDevices();
-    return devices.empty() ? "" : devices[0];
-  }
-  absl::StatusOr<int64_t> SequencesBytes(
-      const CachePlan& plan, const RecencyPolicy& recency,
-      const SequencesOptions& options) const override {
-    return CudaKvCache::DeviceBytes(Shape(), plan, recency,
-                                    CacheOptions(options));
-  }
   absl::StatusOr<std::unique_ptr<DeviceSequences>> NewSequences(
       const CachePlan& plan, std::shared_ptr<const RecencyPolicy> recency,
       const SequencesOptions& options) override;
@@ -306,65 +268,48 @@ absl::Status CudaModel::Validate(const CudaKvCache& cache,
   return absl::OkStatus();
 }
 
-// Cuts memory into aligned pieces; with a null base it only counts.
-class Pieces {
- public:
-  explicit Pieces(char* base) : base_(base) {}
-  template <typename T>
-  void Cut(int64_t bytes, T*& piece) {
-    piece = reinterpret_cast<T*>(base_ + used_);
-    used_ += (bytes + 255) / 256 * 256;
-  }
-  int64_t used() const { return used_; }
-
- private:
-  char* base_;
-  int64_t used_ = 0;
-};
-
 absl::Status CudaModel::Reserve(int64_t rows, int64_t wanted) {
   const int64_t logit_rows = std::min(wanted, LogitTile());
   if (rows > reserved_rows_) {
     const int64_t tile = std::min(rows, kRowTile);
     const int64_t size = BytesOf(weights_.type);
-    const auto cut = [&](char* base) {
-      Pieces pieces(base);
-      pieces.Cut(rows * 4, tokens_);
-      pieces.Cut(rows * 4, positions_);
-      pieces.Cut(rows * 4, logit_rows_);
-      pieces.Cut(rows * config_.hidden_size * 4, hidden_);
-      pieces.Cut(rows * qkv_size_ * 4, qkv_);
-      pieces.Cut(rows * config_.hidden_size * size, normed_);
-      pieces.Cut(rows * q_size_ * size, attended_);
-      pieces.Cut(tile * 2 * config_.intermediate_size * 4, gate_up_);
-      pieces.Cut(tile * config_.intermediate_size * size, activated_);
-      return pieces.used();
-    };
-    activations_ = DeviceMemory();
+    activations_ = DeviceMemory();  // first, for there may be no room for both
     reserved_rows_ = 0;
     KVMIX_ASSIGN_OR_RETURN(
-        activations_, DeviceMemory::Allocate(
-                          cut(nullptr), absl::StrCat("activations of ", rows,
-                                                     " tokens in one pass")));
-    cut(activations_.as<char>());
-    KVMIX_RETURN_IF_ERROR(input_.Reserve(rows * 3 * 4));
+        activations_,
+        DeviceMemory::AllocateFor(
+            [&](DeviceArena& arena) {
+              tokens_ = arena.Take<int32_t>(rows);
+              positions_ = arena.Take<int32_t>(rows);
+              logit_rows_ = arena.Take<int32_t>(rows);
+              hidden_ = arena.Take<float>(rows * config_.hidden_size);
+              qkv_ = arena.Take<float>(rows * qkv_size_);
+              normed_ = arena.Take<char>(rows * config_.hidden_size * size);
+              attended_ = arena.Take<char>(rows * q_size_ * size);
+              gate_up_ =
+                  arena.Take<float>(tile * 2 * config_.intermediate_size);
+              activated_ =
+                  arena.Take<char>(tile * config_.intermediate_size * size);
+            },
+            absl::StrCat("activations of ", rows, " tokens in one pass")));
+    KVMIX_RETURN_IF_ERROR(input_.Reserve(rows * 3 * 4, "tokens of a pass"));
     reserved_rows_ = rows;
     ++reservation_;
   }
   if (logit_rows > reserved_logits_) {
-    const auto cut = [&](char* base) {
-      Pieces pieces(base);
-      pieces.Cut(logit_rows * config_.hidden_size * BytesOf(weights_.type),
-                 logit_inputs_);
-      pieces.Cut(logit_rows * config_.vocab_size * 4, logits_);
-      return pieces.used();
-    };
     logits_memory_ = DeviceMemory();
     reserved_logits_ = 0;
-    KVMIX_ASSIGN_OR_RETURN(logits_memory_,
-                           DeviceMemory::Allocate(cut(nullptr), "logits"));
-    cut(logits_memory_.as<char>());
-    KVMIX_RETURN_IF_ERROR(output_.Reserve(logit_rows * config_.vocab_size * 4));
+    KVMIX_ASSIGN_OR_RETURN(
+        logits_memory_,
+        DeviceMemory::AllocateFor(
+            [&](DeviceArena& arena) {
+              logit_inputs_ = arena.Take<char>(
+                  logit_rows * config_.hidden_size * BytesOf(weights_.type));
+              logits_ = arena.Take<float>(logit_rows * config_.vocab_size);
+            },
+            "logits"));
+    KVMIX_RETURN_IF_ERROR(
+        output_.Reserve(logit_rows * config_.vocab_size * 4, "logits"));
     reserved_logits_ = logit_rows;
     ++reservation_;
   }
@@ -432,17 +377,9 @@ absl::Status CudaModel::LaunchLayer(int index, CudaKvCache& cache) {
                   num_rows_, size, normed_, weights_.type, stream_)));
   KVMIX_RETURN_IF_ERROR(Product(normed_, layer.qkv, num_rows_, size, qkv_size_,
                                 /*add=*/false, qkv_));
-  const CudaHeads heads = {.num_heads = config_.num_heads,
-                           .num_kv_heads = config_.num_kv_heads,
-                           .head_dim = config_.head_dim,
-                           .eps = config_.rms_norm_eps,
-                           .bias = layer.qkv_bias,
-                           .query_norm = layer.query_norm,
-                           .key_norm = layer.key_norm,
-                           .cos = weights_.cos,
-                           .sin = weights_.sin};
   KVMIX_RETURN_IF_ERROR(
-      Launched(CudaPrepareHeads(heads, positions_, num_rows_, qkv_, stream_)));
+      Launched(CudaPrepareHeads(HeadsOf(config_, weights_, layer), positions_,
+                                num_rows_, qkv_, stream_)));
   const int64_t kv_size = (qkv_size_ - q_size_) / 2;
   const auto rows_at = [&](int64_t offset) {
     return CudaRows{qkv_ + offset, CudaNumber::kFloat, qkv_size_};

@@ -293,32 +293,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-__global__ void __launch_bounds__(kThreads)
-    Argmax(const float* __restrict__ logits, int64_t size,
-           int32_t* __restrict__ out) {
-  KVMIX_SHARED(int32_t, first);
-  const float* row = logits + static_cast<int64_t>(blockIdx.x) * size;
-  float max = -INFINITY;
-  for (int64_t i = threadIdx.x; i < size; i += kThreads)
-    max = fmaxf(max, row[i]);
-  if (threadIdx.x == 0) first = static_cast<int32_t>(size);
-  max = BlockReduce<Max>(max);  // its barriers also order `first`
-  for (int64_t i = threadIdx.x; i < size; i += kThreads) {
-    if (row[i] == max) {
-      atomicMin(&first, static_cast<int32_t>(i));
-      break;
-    }
-  }
-  __syncthreads();
-  if (threadIdx.x == 0) out[blockIdx.x] = first;
-}
-
-template <typename T>
-__global__ void __launch_bounds__(kThreads)
-    Convert(const float* __restrict__ from, int64_t n, T* __restrict__ to) {
-  for (int64_t i = First(); i < n; i += Stride()) to[i] = Round<T>(from[i]);
-}
-
 dim3 BlocksFor(int64_t threads) {
   const int64_t blocks = (threads + kThreads - 1) / kThreads;
   return dim3(static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks));
@@ -429,19 +403,6 @@ cudaError_t CudaCrossEntropyGradient(float* logits, const int32_t* labels,
                                      cudaStream_t stream) {
   return Launch(CrossEntropyGradient, RowBlocks(num_rows), kThreads, 0, stream,
                 logits, labels, vocab_size, gradient_scale, loss);
-}
-
-cudaError_t CudaArgmax(const float* logits, int64_t num_rows,
-                       int64_t vocab_size, int32_t* out, cudaStream_t stream) {
-  return Launch(Argmax, RowBlocks(num_rows), kThreads, 0, stream, logits,
-                vocab_size, out);
-}
-
-cudaError_t CudaConvert(const float* from, int64_t n, void* to, CudaNumber type,
-                        cudaStream_t stream) {
-  return WithType(type, to, [&]<typename T>(T* t) {
-    return Launch(Convert<T>, BlocksFor(n), kThreads, 0, stream, from, n, t);
-  });
 }
 
 }  // namespace kvmix

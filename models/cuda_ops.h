@@ -81,12 +81,4 @@ cudaError_t CudaCrossEntropyGradient(float* logits, const int32_t* labels,
                                      float gradient_scale, float* loss,
                                      cudaStream_t stream);
 
-// out [R] = the first of the largest logits of each row [R, V].
-cudaError_t CudaArgmax(const float* logits, int64_t num_rows,
-                       int64_t vocab_size, int32_t* out, cudaStream_t stream);
-
-// to [n] = from [n], rounded.
-cudaError_t CudaConvert(const float* from, int64_t n, void* to, CudaNumber type,
-                        cudaStream_t stream);
-
 }  // namespace kvmix

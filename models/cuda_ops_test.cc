@@ -120,19 +120,6 @@ TYPED_TEST(CudaOpsOfTypeTest, SwiGlu) {
   ExpectRows(out.ToHost(), want);
 }
 
-TYPED_TEST(CudaOpsOfTypeTest, ConversionRoundsToNearest) {
-  const auto x = Wave(1000, 0);
-  DeviceVector<float> dx(x);
-  DeviceVector<TypeParam> out(x.size());
-  ASSERT_EQ(
-      CudaConvert(dx.data(), x.size(), out.data(), kNumber<TypeParam>, nullptr),
-      cudaSuccess);
-  const std::vector<TypeParam> got = out.ToHost();
-  for (size_t i = 0; i < x.size(); ++i) {
-    EXPECT_EQ(static_cast<float>(got[i]), static_cast<float>(TypeParam(x[i])));
-  }
-}
-
 TEST(CudaOpsTest, RmsNormGradientIsAdded) {
   const int rows = 3;
   for (const int size : {1, 37, 300}) {
@@ -329,20 +316,6 @@ TEST(CudaOpsTest, CrossEntropyAndItsGradient) {
     for (int r = 0; r < rows; ++r) EXPECT_NEAR(got[r], want_loss[r], 1e-4);
     ExpectRows(d.ToHost(), logits);
   }
-}
-
-TEST(CudaOpsTest, ArgmaxIsTheFirstOfTheLargest) {
-  const int rows = 4, vocab = 300;
-  std::vector<float> logits = Wave(rows * vocab, 0);
-  const std::vector<int32_t> want = {0, 299, 131, 17};
-  for (int r = 0; r < rows; ++r) logits[r * vocab + want[r]] = 10;
-  logits[2 * vocab + 260] = 10;  // as large, later
-  logits[3 * vocab + 145] = 10;  // by the same thread
-  DeviceVector<float> d(logits);
-  DeviceVector<int32_t> out(rows);
-  ASSERT_EQ(CudaArgmax(d.data(), rows, vocab, out.data(), nullptr),
-            cudaSuccess);
-  EXPECT_EQ(out.ToHost(), want);
 }
 
 }  // namespace

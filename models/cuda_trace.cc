@@ -69,39 +69,30 @@ class Tracer {
   absl::Status Start() {
     const int64_t layers =
         signals_.NeedsGradients() ? int64_t{config_.num_layers} : 0;
-    int64_t used = 0;
-    const auto cut = [&](int64_t count, auto*& piece) {
-      piece = reinterpret_cast<std::remove_reference_t<decltype(piece)>>(
-          memory_.as<char>() + used);
-      used += (count * 4 + 255) / 256 * 256;
+    const auto lay_out = [&](DeviceArena& arena) {
+      token_ids_ = arena.Take<int32_t>(num_tokens_);
+      positions_ = arena.Take<int32_t>(num_tokens_);
+      losses_ = arena.Take<float>(num_tokens_);
+      inputs_ = arena.Take<float>(layers * num_tokens_ * hidden_size_);
+      hidden_ = arena.Take<float>(num_tokens_ * hidden_size_);
+      dhidden_ = arena.Take<float>(num_tokens_ * hidden_size_);
+      normed_ = arena.Take<float>(num_tokens_ * hidden_size_);
+      dnormed_ = arena.Take<float>(num_tokens_ * hidden_size_);
+      projected_ = arena.Take<float>(num_tokens_ * qkv_size_);
+      qkv_ = arena.Take<float>(num_tokens_ * qkv_size_);
+      dqkv_ = arena.Take<float>(num_tokens_ * qkv_size_);
+      attended_ = arena.Take<float>(num_tokens_ * q_size_);
+      gate_up_ = arena.Take<float>(num_tokens_ * 2 * inner_size_);
+      activated_ = arena.Take<float>(num_tokens_ * inner_size_);
+      scores_ = arena.Take<float>(num_tokens_ * num_tokens_);
+      dscores_ = arena.Take<float>(num_tokens_ * num_tokens_);
+      logits_ = arena.Take<float>(logit_tile_ * config_.vocab_size);
+      dprojection_ = arena.Take<float>(2 * kv_size_ * hidden_size_);
     };
-    const auto cut_all = [&] {
-      used = 0;
-      cut(num_tokens_, token_ids_);
-      cut(num_tokens_, positions_);
-      cut(num_tokens_, losses_);
-      cut(layers * num_tokens_ * hidden_size_, inputs_);
-      cut(num_tokens_ * hidden_size_, hidden_);
-      cut(num_tokens_ * hidden_size_, dhidden_);
-      cut(num_tokens_ * hidden_size_, normed_);
-      cut(num_tokens_ * hidden_size_, dnormed_);
-      cut(num_tokens_ * qkv_size_, projected_);
-      cut(num_tokens_ * qkv_size_, qkv_);
-      cut(num_tokens_ * qkv_size_, dqkv_);
-      cut(num_tokens_ * q_size_, attended_);
-      cut(num_tokens_ * 2 * inner_size_, gate_up_);
-      cut(num_tokens_ * inner_size_, activated_);
-      cut(num_tokens_ * num_tokens_, scores_);
-      cut(num_tokens_ * num_tokens_, dscores_);
-      cut(logit_tile_ * config_.vocab_size, logits_);
-      cut(2 * kv_size_ * hidden_size_, dprojection_);
-    };
-    cut_all();
     KVMIX_ASSIGN_OR_RETURN(
-        memory_,
-        DeviceMemory::Allocate(used, absl::StrCat("a profile of ", num_tokens_,
-                                                  " tokens on the device")));
-    cut_all();
+        memory_, DeviceMemory::AllocateFor(
+                     lay_out, absl::StrCat("a profile of ", num_tokens_,
+                                           " tokens on the device")));
     std::vector<int32_t> positions(num_tokens_);
     for (int64_t t = 0; t < num_tokens_; ++t)
       positions[t] = static_cast<int32_t>(t);
@@ -148,17 +139,6 @@ class Tracer {
                             rows, inputs, outputs, 1, false, dx, inputs);
   }
 
-  CudaHeads Heads(const CudaWeights::Layer& layer) const {
-    return {.num_heads = config_.num_heads,
-            .num_kv_heads = config_.num_kv_heads,
-            .head_dim = config_.head_dim,
-            .eps = config_.rms_norm_eps,
-            .bias = layer.qkv_bias,
-            .query_norm = layer.query_norm,
-            .key_norm = layer.key_norm,
-            .cos = weights_.cos,
-            .sin = weights_.sin};
-  }
   // Where a head's numbers begin in a row of queries, keys and values.
   int64_t QueryAt(int h) const { return int64_t{h} * config_.head_dim; }
   int64_t KeyAt(int h) const {
@@ -190,8 +170,9 @@ class Tracer {
     KVMIX_RETURN_IF_ERROR(Product(normed_, layer.qkv, num_tokens_, hidden_size_,
                                   qkv_size_, false, projected_));
     KVMIX_RETURN_IF_ERROR(Copy(projected_, num_tokens_ * qkv_size_, qkv_));
-    KVMIX_RETURN_IF_ERROR(Launched(CudaPrepareHeads(
-        Heads(layer), positions_, num_tokens_, qkv_, stream_)));
+    KVMIX_RETURN_IF_ERROR(
+        Launched(CudaPrepareHeads(HeadsOf(config_, weights_, layer), positions_,
+                                  num_tokens_, qkv_, stream_)));
     for (int h = 0; h < config_.num_heads; ++h) {
       KVMIX_RETURN_IF_ERROR(Weigh(h));
       KVMIX_RETURN_IF_ERROR(
@@ -259,8 +240,9 @@ class Tracer {
     KVMIX_RETURN_IF_ERROR(BackwardMlp(layer));
     KVMIX_RETURN_IF_ERROR(BackwardAttention(layer));
     KVMIX_RETURN_IF_ERROR(DownloadStateGradients());
-    KVMIX_RETURN_IF_ERROR(Launched(CudaPrepareHeadsGradient(
-        Heads(layer), positions_, num_tokens_, projected_, dqkv_, stream_)));
+    KVMIX_RETURN_IF_ERROR(Launched(
+        CudaPrepareHeadsGradient(HeadsOf(config_, weights_, layer), positions_,
+                                 num_tokens_, projected_, dqkv_, stream_)));
     // RunAttention's, which the MLP has overwritten.
     KVMIX_RETURN_IF_ERROR(Norm(Input(i), layer.input_norm, num_tokens_));
     // dW_k and dW_v, one below the other.

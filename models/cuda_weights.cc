@@ -132,6 +132,19 @@ LayerOffsets PlaceLayer(int index, const ModelConfig& config, CudaNumber type,
 
 int64_t BytesOf(CudaNumber type) { return type == CudaNumber::kFloat ? 4 : 2; }
 
+CudaHeads HeadsOf(const ModelConfig& config, const CudaWeights& weights,
+                  const CudaWeights::Layer& layer) {
+  return {.num_heads = config.num_heads,
+          .num_kv_heads = config.num_kv_heads,
+          .head_dim = config.head_dim,
+          .eps = config.rms_norm_eps,
+          .bias = layer.qkv_bias,
+          .query_norm = layer.query_norm,
+          .key_norm = layer.key_norm,
+          .cos = weights.cos,
+          .sin = weights.sin};
+}
+
 absl::StatusOr<CudaWeights> LoadCudaWeights(const ModelConfig& config,
                                             const WeightSource& source,
                                             CudaNumber type,

@@ -11,6 +11,7 @@
 #include "attention/cuda_attention_params.h"
 #include "kvmix/base/device_memory.h"
 #include "kvmix/base/thread_pool.h"
+#include "models/cuda_ops.h"
 #include "models/model_config.h"
 #include "models/weight_source.h"
 
@@ -40,6 +41,10 @@ struct CudaWeights {
   const float* cos = nullptr;         // [max_position, D / 2]
   const float* sin = nullptr;
 };
+
+// What CudaPrepareHeads takes of a layer of `weights`.
+CudaHeads HeadsOf(const ModelConfig& config, const CudaWeights& weights,
+                  const CudaWeights::Layer& layer);
 
 // Errors: those of `source`, and ResourceExhausted.
 absl::StatusOr<CudaWeights> LoadCudaWeights(const ModelConfig& config,

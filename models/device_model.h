@@ -66,13 +66,7 @@ class DeviceModel {
   virtual ~DeviceModel() = default;
   virtual const ModelConfig& config() const = 0;
   virtual int64_t weight_bytes() const = 0;  // on the device
-  // "NVIDIA H100 80GB HBM3, 79 GiB, sm_90"
-  virtual std::string device() const = 0;
 
-  // The bytes that NewSequences would allocate.
-  virtual absl::StatusOr<int64_t> SequencesBytes(
-      const CachePlan& plan, const RecencyPolicy& recency,
-      const SequencesOptions& options) const = 0;
   // Errors: Unimplemented for a format that no kernel reads; ResourceExhausted,
   // with the bytes, if the device has no room.
   virtual absl::StatusOr<std::unique_ptr<DeviceSequences>> NewSequences(

@@ -55,4 +55,16 @@ absl::Status DeviceMemory::Upload(const void* from, int64_t bytes,
       "copy to the device");
 }
 
+absl::Status PinnedMemory::Reserve(int64_t bytes, absl::string_view what) {
+  if (bytes <= bytes_) return absl::OkStatus();
+  cudaFreeHost(std::exchange(data_, nullptr));
+  bytes_ = 0;
+  KVMIX_RETURN_IF_ERROR(
+      CudaStatus(cudaMallocHost(&data_, static_cast<size_t>(bytes)),
+                 absl::StrCat(what, ": page-locked memory of the host, ", bytes,
+                              " bytes")));
+  bytes_ = bytes;
+  return absl::OkStatus();
+}
+
 }  // namespace kvmix

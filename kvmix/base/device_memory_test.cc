@@ -14,7 +14,7 @@ using ::testing::HasSubstr;
 
 TEST(DeviceMemoryTest, HoldsWhatWasUploaded) {
   absl::StatusOr<DeviceMemory> memory = DeviceMemory::Allocate(12, "numbers");
-  ASSERT_TRUE(memory.ok()) << memory.status();
+  ASSERT_OK(memory.status());
   const std::vector<int> numbers = {1, 2, 3};
   ASSERT_TRUE(memory->Upload(numbers.data(), 12).ok());
   const int other = 9;
@@ -38,6 +38,34 @@ TEST(DeviceMemoryTest, IsFreedOnceWhenMovedFrom) {
   }
   cudaMemGetInfo(&after, &total);
   EXPECT_EQ(before, after);
+}
+
+TEST(DeviceMemoryTest, ArraysOfAnArenaAreAlignedAndFillWhatIsAllocated) {
+  char* bytes = nullptr;
+  double* numbers = nullptr;
+  const absl::StatusOr<DeviceMemory> memory = DeviceMemory::AllocateFor(
+      [&](DeviceArena& arena) {
+        bytes = arena.Take<char>(257);
+        numbers = arena.Take<double>(3);
+      },
+      "arrays");
+  ASSERT_OK(memory.status());
+  EXPECT_EQ(memory->bytes(), 512 + 24);
+  EXPECT_EQ(bytes, memory->as<char>());
+  EXPECT_EQ(reinterpret_cast<char*>(numbers), bytes + 512);
+}
+
+TEST(PinnedMemoryTest, StaysUntilMoreIsAskedFor) {
+  PinnedMemory memory;
+  EXPECT_EQ(memory.as<int>(), nullptr);
+  ASSERT_OK(memory.Reserve(12, "numbers"));
+  int* const first = memory.as<int>();
+  first[2] = 7;
+  ASSERT_OK(memory.Reserve(8, "numbers"));
+  EXPECT_EQ(memory.as<int>(), first);
+  EXPECT_EQ(memory.as<int>()[2], 7);
+  ASSERT_OK(memory.Reserve(4000, "numbers"));
+  memory.as<int>()[999] = 1;  // asan: there is room
 }
 
 TEST(DeviceMemoryTest, FullDeviceIsAnErrorThatNamesTheBytes) {

@@ -341,24 +341,8 @@ __device__ __forceinline__ Scores ScorePackedOf(int bits, const uint8_t* tile,
   if constexpr (kBits != 0) {
     return ScorePacked<kUnits, kBits>(tile, q);
   } else {
-    switch (bits) {
-      case 1:
-        return ScorePacked<kUnits, 1>(tile, q);
-      case 2:
-        return ScorePacked<kUnits, 2>(tile, q);
-      case 3:
-        return ScorePacked<kUnits, 3>(tile, q);
-      case 4:
-        return ScorePacked<kUnits, 4>(tile, q);
-      case 5:
-        return ScorePacked<kUnits, 5>(tile, q);
-      case 6:
-        return ScorePacked<kUnits, 6>(tile, q);
-      case 7:
-        return ScorePacked<kUnits, 7>(tile, q);
-      default:
-        return ScorePacked<kUnits, 8>(tile, q);
-    }
+    return WithBits(
+        bits, [&](auto b) { return ScorePacked<kUnits, b.value>(tile, q); });
   }
 }
 
@@ -367,26 +351,10 @@ __device__ __forceinline__ void AddPackedOf(int bits, const uint8_t* tile,
                                             int group, const Weights& p,
                                             Output<kUnits>& out) {
   if constexpr (kBits != 0) {
-    return AddPacked<kUnits, kBits>(tile, group, p, out);
+    AddPacked<kUnits, kBits>(tile, group, p, out);
   } else {
-    switch (bits) {
-      case 1:
-        return AddPacked<kUnits, 1>(tile, group, p, out);
-      case 2:
-        return AddPacked<kUnits, 2>(tile, group, p, out);
-      case 3:
-        return AddPacked<kUnits, 3>(tile, group, p, out);
-      case 4:
-        return AddPacked<kUnits, 4>(tile, group, p, out);
-      case 5:
-        return AddPacked<kUnits, 5>(tile, group, p, out);
-      case 6:
-        return AddPacked<kUnits, 6>(tile, group, p, out);
-      case 7:
-        return AddPacked<kUnits, 7>(tile, group, p, out);
-      default:
-        return AddPacked<kUnits, 8>(tile, group, p, out);
-    }
+    WithBits(bits,
+             [&](auto b) { AddPacked<kUnits, b.value>(tile, group, p, out); });
   }
 }
 

@@ -8,6 +8,8 @@
 // the other operand and in the sums.
 #pragma once
 
+#include <type_traits>
+
 #include "kvmix/base/cuda.h"
 #include "quant/cuda_layout.h"
 
@@ -41,6 +43,29 @@ __device__ __forceinline__ uint32_t Pair(const uint32_t (&words)[kBits], int c,
     pair |= (shift >= 0 ? word >> shift : word << -shift) & (mask | mask << 16);
   }
   return pair;
+}
+
+// body(b) with b.value = `bits`, 1 to 8, known to the compiler.
+template <typename Body>
+__device__ __forceinline__ auto WithBits(int bits, const Body& body) {
+  switch (bits) {
+    case 1:
+      return body(std::integral_constant<int, 1>());
+    case 2:
+      return body(std::integral_constant<int, 2>());
+    case 3:
+      return body(std::integral_constant<int, 3>());
+    case 4:
+      return body(std::integral_constant<int, 4>());
+    case 5:
+      return body(std::integral_constant<int, 5>());
+    case 6:
+      return body(std::integral_constant<int, 6>());
+    case 7:
+      return body(std::integral_constant<int, 7>());
+    default:
+      return body(std::integral_constant<int, 8>());
+  }
 }
 
 // A lane's words of units [first, first + V) of 32 tokens, V = UnitVector:

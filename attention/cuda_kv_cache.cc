@@ -149,24 +149,6 @@ int64_t WindowTokens(const RecencyPolicy& recency, WindowState state,
   return std::min(kept + 1, max_tokens);
 }
 
-// Device memory cut into arrays; of an arena of nullptr only the size counts.
-class Arena {
- public:
-  explicit Arena(uint8_t* base) : base_(base) {}
-  template <typename T>
-  T* Take(int64_t n) {
-    constexpr int64_t kAlignment = 256;
-    const int64_t at = RoundUp(bytes_, kAlignment);
-    bytes_ = at + n * static_cast<int64_t>(sizeof(T));
-    return base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + at);
-  }
-  int64_t bytes() const { return bytes_; }
-
- private:
-  uint8_t* base_;
-  int64_t bytes_ = 0;
-};
-
 // Streams whose tokens move alike.
 using CountsKey = std::tuple<Side, int, int>;  // bits, granularity
 
@@ -187,14 +169,11 @@ struct CudaKvCache::State {
       : shape(shape), options(options) {}
   ~State() {
     if (staged != nullptr) cudaEventDestroy(staged);
-    cudaFreeHost(staging);
   }
 
-  absl::Status AddFormats(const CachePlan& plan, const RecencyPolicy& recency);
-  absl::StatusOr<int> CountsOf(const CudaFormat& format, Side side,
-                               const RecencyPolicy& recency);
-  // The same arrays, in the same order, for any arena.
-  void LayOut(Arena& arena, const RecencyPolicy& recency);
+  absl::Status AddFormats(const CachePlan& plan);
+  absl::StatusOr<int> CountsOf(const CudaFormat& format, Side side);
+  void LayOut(DeviceArena& arena);
   absl::Status Allocate();
   absl::Status CheckChunk(absl::Span<const SequenceChunk> chunk) const;
   absl::StatusOr<CudaCounts> CountsAfter(int index, int sequence,
@@ -228,7 +207,7 @@ struct CudaKvCache::State {
   float* partials = nullptr;
   int64_t partial_rows = 0;
 
-  uint8_t* staging = nullptr;  // pinned; items and counts
+  PinnedMemory staging;  // items and counts
   cudaEvent_t staged = nullptr;
 
   std::vector<int64_t> tokens;               // [sequences]
@@ -237,26 +216,24 @@ struct CudaKvCache::State {
 };
 
 absl::StatusOr<int> CudaKvCache::State::CountsOf(const CudaFormat& format,
-                                                 Side side,
-                                                 const RecencyPolicy& recency) {
+                                                 Side side) {
   const CountsKey key{side, format.bits, GranularityOf(format)};
   const auto found = std::find(counts.begin(), counts.end(), key);
   if (found != counts.end()) return static_cast<int>(found - counts.begin());
-  int64_t window = max_positions(recency.sink_tokens());
+  int64_t window = max_positions(recency->sink_tokens());
   if (format.layout != CudaLayout::kNone) {
     const WindowState state{.side = side,
                             .bits = format.bits,
                             .granularity = GranularityOf(format)};
-    KVMIX_RETURN_IF_ERROR(recency.Validate(state));
-    window = WindowTokens(recency, state, window, options.max_chunk_tokens);
+    KVMIX_RETURN_IF_ERROR(recency->Validate(state));
+    window = WindowTokens(*recency, state, window, options.max_chunk_tokens);
   }
   counts.push_back(key);
   windows.push_back(RoundUp(std::max<int64_t>(window, 1), kTile));
   return static_cast<int>(counts.size()) - 1;
 }
 
-absl::Status CudaKvCache::State::AddFormats(const CachePlan& plan,
-                                            const RecencyPolicy& recency) {
+absl::Status CudaKvCache::State::AddFormats(const CachePlan& plan) {
   for (int i = 0; i < shape.num_layers; ++i) {
     Layer& layer = layers.emplace_back();
     for (Side side : {Side::kKey, Side::kValue}) {
@@ -265,7 +242,7 @@ absl::Status CudaKvCache::State::AddFormats(const CachePlan& plan,
       const QuantFormat& format =
           keys ? plan.layer(i).key() : plan.layer(i).value();
       KVMIX_ASSIGN_OR_RETURN(const std::vector<AgeTier> tiers,
-                             recency.Tiers(side, shape.head_dim));
+                             recency->Tiers(side, shape.head_dim));
       if (!tiers.empty())
         return absl::UnimplementedError(
             "the recency policy stores tokens by age, for which there are no "
@@ -274,7 +251,7 @@ absl::Status CudaKvCache::State::AddFormats(const CachePlan& plan,
       if (!own.ok()) return AddContext(own.status(), Place(i, side));
       params.format = *own;
       params.keys = keys;
-      absl::StatusOr<int> index = CountsOf(*own, side, recency);
+      absl::StatusOr<int> index = CountsOf(*own, side);
       if (!index.ok()) return AddContext(index.status(), Place(i, side));
       (keys ? layer.key_counts : layer.value_counts) = *index;
     }
@@ -282,9 +259,9 @@ absl::Status CudaKvCache::State::AddFormats(const CachePlan& plan,
   return absl::OkStatus();
 }
 
-void CudaKvCache::State::LayOut(Arena& arena, const RecencyPolicy& recency) {
+void CudaKvCache::State::LayOut(DeviceArena& arena) {
   const int64_t streams = int64_t{options.num_sequences} * shape.num_kv_heads;
-  const int64_t sinks = std::min(recency.sink_tokens(), options.max_tokens);
+  const int64_t sinks = std::min(recency->sink_tokens(), options.max_tokens);
   const int64_t row = shape.head_dim;
   const int64_t chunk = options.max_chunk_tokens * shape.num_kv_heads * row;
   items = arena.Take<CudaItem>(options.num_sequences);
@@ -304,7 +281,7 @@ void CudaKvCache::State::LayOut(Arena& arena, const RecencyPolicy& recency) {
     layer.params.num_kv_heads = shape.num_kv_heads;
     layer.params.head_dim = shape.head_dim;
     layer.params.max_sinks = static_cast<int>(sinks);
-    layer.params.flush_before_attention = QuantizesBeforeAttention(recency, 1);
+    layer.params.flush_before_attention = QuantizesBeforeAttention(*recency, 1);
     layer.params.unfit = unfit;
     for (CudaSide* side : {&layer.params.key, &layer.params.value}) {
       const int index = side->keys ? layer.key_counts : layer.value_counts;
@@ -324,24 +301,17 @@ void CudaKvCache::State::LayOut(Arena& arena, const RecencyPolicy& recency) {
 }
 
 absl::Status CudaKvCache::State::Allocate() {
-  Arena size(nullptr);
-  LayOut(size, *recency);
   KVMIX_ASSIGN_OR_RETURN(
       memory,
-      DeviceMemory::Allocate(
-          size.bytes(),
+      DeviceMemory::AllocateFor(
+          [this](DeviceArena& arena) { LayOut(arena); },
           absl::StrCat("the KV cache of ", options.num_sequences,
                        " sequences of ", options.max_tokens, " tokens")));
-  Arena arena(memory.as<uint8_t>());
-  LayOut(arena, *recency);
   const int fits = 0;
   KVMIX_RETURN_IF_ERROR(
       CudaStatus(cudaMemcpy(unfit, &fits, sizeof(fits), cudaMemcpyHostToDevice),
                  "clear a flag of the KV cache"));
-  KVMIX_RETURN_IF_ERROR(
-      CudaStatus(cudaMallocHost(reinterpret_cast<void**>(&staging),
-                                static_cast<size_t>(StagingBytes())),
-                 "allocate pinned memory for the KV cache"));
+  KVMIX_RETURN_IF_ERROR(staging.Reserve(StagingBytes(), "the KV cache"));
   return CudaStatus(cudaEventCreate(&staged),
                     "create an event for the KV cache");
 }
@@ -376,18 +346,6 @@ absl::StatusOr<int> NumSms() {
 
 }  // namespace
 
-absl::StatusOr<int64_t> CudaKvCache::DeviceBytes(
-    const CacheShape& shape, const CachePlan& plan,
-    const RecencyPolicy& recency, const CudaCacheOptions& options) {
-  KVMIX_RETURN_IF_ERROR(Validate(shape, plan, recency, options));
-  State state(shape, options);
-  KVMIX_ASSIGN_OR_RETURN(state.num_sms, NumSms());
-  KVMIX_RETURN_IF_ERROR(state.AddFormats(plan, recency));
-  Arena arena(nullptr);
-  state.LayOut(arena, recency);
-  return arena.bytes();
-}
-
 absl::StatusOr<std::unique_ptr<CudaKvCache>> CudaKvCache::Create(
     const CacheShape& shape, const CachePlan& plan,
     std::shared_ptr<const RecencyPolicy> recency,
@@ -397,7 +355,7 @@ absl::StatusOr<std::unique_ptr<CudaKvCache>> CudaKvCache::Create(
   auto state = std::make_unique<State>(shape, options);
   state->recency = std::move(recency);
   KVMIX_ASSIGN_OR_RETURN(state->num_sms, NumSms());
-  KVMIX_RETURN_IF_ERROR(state->AddFormats(plan, *state->recency));
+  KVMIX_RETURN_IF_ERROR(state->AddFormats(plan));
   KVMIX_RETURN_IF_ERROR(state->Allocate());
   state->tokens.assign(options.num_sequences, 0);
   state->packed.assign(state->counts.size(),
@@ -476,7 +434,7 @@ absl::Status CudaKvCache::BeginChunk(absl::Span<const SequenceChunk> chunk,
   // The copy of the last chunk may not have left the staging memory.
   KVMIX_RETURN_IF_ERROR(CudaStatus(cudaEventSynchronize(s.staged),
                                    "wait for the last chunk's counts"));
-  auto* const items = reinterpret_cast<CudaItem*>(s.staging);
+  auto* const items = s.staging.as<CudaItem>();
   auto* const counts =
       reinterpret_cast<CudaCounts*>(items + s.options.num_sequences);
   State::Chunk next;
@@ -609,12 +567,12 @@ absl::Status CudaKvCache::CheckNumbers(cudaStream_t stream) {
 std::string CudaKvCache::DecodeKernelName(int layer) const {
   const CudaLayer& params = state_->layers.at(layer).params;
   if (!CudaDecodeReads(params.key.format, params.value.format, params.head_dim))
-    return PrefillKernelName(layer);
+    return PrefillKernelName();
   return CudaDecodeName(params.key.format, params.value.format,
                         params.head_dim);
 }
 
-std::string CudaKvCache::PrefillKernelName(int) const {
+std::string CudaKvCache::PrefillKernelName() {
   return "tiled, tensor cores, any format";
 }
 
@@ -631,7 +589,6 @@ MemoryLedger CudaKvCache::ledger() const {
       const int64_t row = int64_t{2} * s.shape.head_dim;
       const int64_t streams =
           int64_t{s.options.num_sequences} * s.shape.num_kv_heads;
-      LedgerSide& to = side->keys ? ledger.key : ledger.value;
       LedgerSide own;
       for (int i = 0; i < s.options.num_sequences; ++i) {
         const int64_t G = s.shape.num_kv_heads, packed = s.packed[index][i];
@@ -655,6 +612,7 @@ MemoryLedger CudaKvCache::ledger() const {
                      int64_t{side->max_blocks} * format.block_bytes);
       own.slack = allocated - own.bytes();
       billed += allocated;
+      LedgerSide& to = side->keys ? ledger.key : ledger.value;
       to.codes += own.codes;
       to.scales += own.scales;
       to.zeros += own.zeros;

@@ -60,11 +60,6 @@ struct CudaAttentionOptions {
 
 class CudaKvCache {
  public:
-  // The bytes that Create allocates on the device.
-  static absl::StatusOr<int64_t> DeviceBytes(const CacheShape& shape,
-                                             const CachePlan& plan,
-                                             const RecencyPolicy& recency,
-                                             const CudaCacheOptions& options);
   // Errors: Unimplemented for a format that no kernel reads; ResourceExhausted,
   // with the bytes, if the device has no room.
   static absl::StatusOr<std::unique_ptr<CudaKvCache>> Create(
@@ -106,10 +101,10 @@ class CudaKvCache {
   // Device bytes by cause; total() is what Create allocated. bookkeeping: the
   // buffers of a chunk, the counts, and the workspace of attention.
   MemoryLedger ledger() const;
-  // The kernel that a layer's decode step and its longer chunks run through,
-  // for records.
+  // The kernel that a layer's decode step runs through, and the one of all
+  // longer chunks, for records.
   std::string DecodeKernelName(int layer) const;
-  std::string PrefillKernelName(int layer) const;
+  static std::string PrefillKernelName();
 
   // For tests: what a stream holds, as stored. Waits for the device.
   struct Stored {

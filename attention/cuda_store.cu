@@ -5,6 +5,7 @@
 // A warp packs one unit row at a time: keys, 32 channels of a block; values,
 // the channels of one group, 32 tokens. It reads numbers in the order in which
 // their codes will lie, so a lane makes its own words.
+#include "attention/cuda_fragments.h"
 #include "attention/cuda_store.h"
 #include "attention/cuda_stream.h"
 #include "quant/cuda_layout.h"
@@ -12,8 +13,9 @@
 namespace kvmix {
 namespace {
 
-using namespace cuda_layout;  // NOLINT
-using namespace cuda_stream;  // NOLINT
+using namespace cuda_fragments;  // NOLINT
+using namespace cuda_layout;     // NOLINT
+using namespace cuda_stream;     // NOLINT
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / 32;
@@ -100,24 +102,8 @@ __device__ __forceinline__ void StoreWords(const Codes& codes, int units,
 
 __device__ void StoreUnit(int bits, const Codes& codes, int units, int unit,
                           bool add, uint32_t* to) {
-  switch (bits) {
-    case 1:
-      return StoreWords<1>(codes, units, unit, add, to);
-    case 2:
-      return StoreWords<2>(codes, units, unit, add, to);
-    case 3:
-      return StoreWords<3>(codes, units, unit, add, to);
-    case 4:
-      return StoreWords<4>(codes, units, unit, add, to);
-    case 5:
-      return StoreWords<5>(codes, units, unit, add, to);
-    case 6:
-      return StoreWords<6>(codes, units, unit, add, to);
-    case 7:
-      return StoreWords<7>(codes, units, unit, add, to);
-    default:
-      return StoreWords<8>(codes, units, unit, add, to);
-  }
+  WithBits(bits,
+           [&](auto b) { StoreWords<b.value>(codes, units, unit, add, to); });
 }
 
 __device__ __forceinline__ uint8_t* BlockAt(const Stream& s, int block) {

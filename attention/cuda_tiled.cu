@@ -155,31 +155,9 @@ __device__ void ReadTile(const Stream& s, const Tile& tile, int packed,
     if (format.layout == CudaLayout::kString) {
       DecodeStrings<kD>(s, tile.position, packed, to);
     } else {
-      switch (format.bits) {
-        case 1:
-          DecodeFragments<1, kD>(s, tile.position, packed, to);
-          break;
-        case 2:
-          DecodeFragments<2, kD>(s, tile.position, packed, to);
-          break;
-        case 3:
-          DecodeFragments<3, kD>(s, tile.position, packed, to);
-          break;
-        case 4:
-          DecodeFragments<4, kD>(s, tile.position, packed, to);
-          break;
-        case 5:
-          DecodeFragments<5, kD>(s, tile.position, packed, to);
-          break;
-        case 6:
-          DecodeFragments<6, kD>(s, tile.position, packed, to);
-          break;
-        case 7:
-          DecodeFragments<7, kD>(s, tile.position, packed, to);
-          break;
-        default:
-          DecodeFragments<8, kD>(s, tile.position, packed, to);
-      }
+      WithBits(format.bits, [&](auto b) {
+        DecodeFragments<b.value, kD>(s, tile.position, packed, to);
+      });
     }
   }
   const int pieces = s.head_dim / 8;  // 16 bytes each
@@ -358,7 +336,7 @@ __device__ void WriteRows(const CudaAttentionParams& params, const Rows& rows,
     if (!rows.Real(r)) continue;
     const int64_t row = rows.chunk_row + rows.Query(r);
     const int64_t at =
-        (row * params.num_heads + rows.Head(r)) * params.splits + blockIdx.x;
+        (row * params.num_heads + rows.Head(r)) * params.splits + blockIdx.y;
     if (params.splits > 1 && t == 0) {
       params.partial_max[at] = softmax.max[h];
       params.partial_sum[at] = sum;
@@ -387,19 +365,20 @@ constexpr int SharedBytes() {
   return (kRows + 2 * kTile) * SharedTile<kD>::kStride * 2 + kRows * 4;
 }
 
-// grid: splits, (block of rows, KV head), items
+// grid: (block of rows, KV head), splits, items; the first may be more than the
+// 65,535 that the others are limited to
 template <int kD, int kWarps>
 __global__ void __launch_bounds__(32 * kWarps, kD == 256 ? 1 : 8 / kWarps)
     TiledAttention(const __grid_constant__ CudaAttentionParams params) {
   constexpr int kBlockRows = kWarps * kWarpRows;
   KVMIX_DYNAMIC_SHARED(__half, shared);
   const CudaLayer& layer = params.layer;
-  const int kv_head = blockIdx.y % layer.num_kv_heads;
+  const int kv_head = blockIdx.x % layer.num_kv_heads;
   const CudaItem item = layer.items[blockIdx.z];
   Rows rows;
   rows.group = params.num_heads / layer.num_kv_heads;
   rows.head = kv_head * rows.group;
-  rows.first = static_cast<int>(blockIdx.y) / layer.num_kv_heads * kBlockRows;
+  rows.first = static_cast<int>(blockIdx.x) / layer.num_kv_heads * kBlockRows;
   rows.num = min(kBlockRows, item.num_tokens * rows.group - rows.first);
   rows.chunk_row = item.first_row;
   rows.tokens_before = item.tokens_before;
@@ -429,8 +408,8 @@ __global__ void __launch_bounds__(32 * kWarps, kD == 256 ? 1 : 8 / kWarps)
                              : 0;
   const Tiles tiles = TilesOf(keys, first_seen, rows.Token(rows.num - 1) + 1);
   const int per_split =
-      (tiles.last - tiles.first + gridDim.x - 1) / static_cast<int>(gridDim.x);
-  const int begin = tiles.first + static_cast<int>(blockIdx.x) * per_split;
+      (tiles.last - tiles.first + gridDim.y - 1) / static_cast<int>(gridDim.y);
+  const int begin = tiles.first + static_cast<int>(blockIdx.y) * per_split;
   const int end = min(begin + per_split, tiles.last);
   Softmax<kD> softmax;
   for (int index = begin; index < end; ++index) {
@@ -458,9 +437,8 @@ cudaError_t Run(const CudaAttentionParams& params, int rows,
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
   const dim3 grid(
-      params.splits,
       (rows + kBlockRows - 1) / kBlockRows * params.layer.num_kv_heads,
-      params.layer.num_items);
+      params.splits, params.layer.num_items);
   return Launch(kernel, grid, dim3(32 * kWarps), bytes, stream, params);
 }
 

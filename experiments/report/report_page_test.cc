@@ -197,18 +197,18 @@ TEST(RunGroupTest, FullPrecisionIsListedOncePerText) {
                                      "FP16 bits=4", "A & B_1 bits=4"));
 }
 
-// Keys agree (1), values disagree (-1); in one ranking of both they would not
-// give 0.
+// Keys agree (1), values disagree (-1); neither one ranking of both nor keys
+// against values would give 0.
 TEST(FiguresTest, AgreementIsTheMeanOfKeysAndValues) {
   ReportInput input;
   ReportedRun& run = input.runs.emplace_back();
   ASSERT_OK(ParseTextProto(kRecord, "test", run.record));
   for (
       const char* text :
-      {"key: 'a' model: 'mf' profile { estimator: 'A' layer { key: 1 value: 10 "
-       "} layer { key: 2 value: 20 } layer { key: 3 value: 30 } }",
-       "key: 'b' model: 'mf' profile { estimator: 'B' layer { key: 1 value: 30 "
-       "} layer { key: 2 value: 20 } layer { key: 3 value: 10 } }"})
+      {"key: 'a' model: 'mf' profile { estimator: 'A' layer { key: 1 value: 20 "
+       "} layer { key: 2 value: 10 } layer { key: 3 value: 30 } }",
+       "key: 'b' model: 'mf' profile { estimator: 'B' layer { key: 1 value: 20 "
+       "} layer { key: 2 value: 30 } layer { key: 3 value: 10 } }"})
     ASSERT_OK(ParseTextProto(text, "test", run.profiles.emplace_back()));
   for (const Figure& figure : MakeFigures(input)) {
     if (!absl::StartsWith(figure.id, "agreement")) continue;

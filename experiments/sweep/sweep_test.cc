@@ -171,6 +171,27 @@ TEST_F(SweepTest, ADamagedWindowOfFullPrecisionIsRunAgain) {
   EXPECT_FALSE(cut.found());
 }
 
+TEST_F(SweepTest, WhatAKilledWriterLeftIsClearedAway) {
+  const FullPrecisionStore store(path_, "test");
+  std::string kept;
+  {
+    ASSERT_OK_AND_ASSIGN(auto entry, store.Open("window", 1));
+    entry.Append({1.0f});
+    ASSERT_OK(entry.Keep("summary"));
+  }
+  for (const auto& file : fs::directory_iterator(path_)) {
+    if (file.path().extension() == ".logits") kept = file.path().string();
+  }
+  const std::string unfinished = kept + ".123.tmp";
+  const std::string of_another = path_ + "/other.logits.123.tmp";
+  ASSERT_OK(WriteFileAtomically(unfinished, "half"));
+  ASSERT_OK(WriteFileAtomically(of_another, "half"));
+  ASSERT_OK_AND_ASSIGN(const auto entry, store.Open("window", 1));
+  EXPECT_TRUE(entry.found());
+  EXPECT_FALSE(fs::exists(unfinished));
+  EXPECT_TRUE(fs::exists(of_another));
+}
+
 TEST_F(SweepTest, AFolderKeepsItsSweep) {
   Make("seed: 1 seed: 2");
   EXPECT_OK(SweepFolder::Open(path_));

@@ -212,6 +212,33 @@ TEST(TaskSummaryTest, TheLikeliestChoiceCounts) {
   EXPECT_DOUBLE_EQ(quality.score_stderr(), 0.5);
 }
 
+// Sixteen bins of two tokens; only the longer window has the last eight.
+TEST(TaskSummaryTest, PositionsAreMeansOverTheirTokens) {
+  std::vector<WindowRecord> windows(2);
+  for (int w = 0; w < 2; ++w) {
+    for (int m = 0; m < 2; ++m) {
+      WindowMethod& method = *windows[w].add_method();
+      for (int i = 0; i < (w == 0 ? 32 : 16); ++i) {
+        method.add_kl(m * i);
+        method.add_nll(1 + m * 0.5 * i);
+      }
+    }
+  }
+  DatasetRecord dataset;
+  AddTaskSummaries(windows, 1, "", dataset);
+  ASSERT_EQ(dataset.position_size(), 16);
+  const PositionRecord& first = dataset.position(0);
+  EXPECT_EQ(first.begin(), 1);  // the window's first token is not scored
+  EXPECT_EQ(first.end(), 3);
+  EXPECT_DOUBLE_EQ(first.kl_mean(), 0.5);
+  EXPECT_DOUBLE_EQ(first.nll_difference(), 0.25);
+  const PositionRecord& last = dataset.position(15);
+  EXPECT_EQ(last.begin(), 31);
+  EXPECT_EQ(last.end(), 33);
+  EXPECT_DOUBLE_EQ(last.kl_mean(), 30.5);
+  EXPECT_DOUBLE_EQ(last.nll_difference(), 15.25);
+}
+
 constexpr char kOneBit[] = R"(
 speed { skip: true }
 method {

@@ -7,6 +7,7 @@ absl::Span<const Command> Commands() {
       {"run", "run an experiment and write its tables", RunCommand},
       {"sweep", "run an experiment for all combinations of axes", SweepCommand},
       {"cell", "run one cell of a sweep that is set up", CellCommand},
+      {"tables", "write the tables of a sweep's finished cells", TablesCommand},
       {"report", "write one report of many runs and sweeps", ReportCommand},
       {"sheet", "continuations side by side, for people to judge",
        SheetCommand},

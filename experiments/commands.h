@@ -23,6 +23,8 @@ absl::Status SweepCommand(absl::Span<const std::string> args,
                           const std::atomic<bool>& stop);
 absl::Status CellCommand(absl::Span<const std::string> args,
                          const std::atomic<bool>& stop);
+absl::Status TablesCommand(absl::Span<const std::string> args,
+                           const std::atomic<bool>& stop);
 absl::Status ReportCommand(absl::Span<const std::string> args,
                            const std::atomic<bool>& stop);
 absl::Status ExchangeCommand(absl::Span<const std::string> args,

@@ -24,7 +24,7 @@ expect() {
 expect 0 "usage: kvmix COMMAND" --help
 expect 2 "usage: kvmix COMMAND"
 expect 2 'there is no command "fly"' fly
-for command in run sweep cell report sheet magnitudes exchange profile plan compare_estimators generate bench tokenize logits inspect list; do
+for command in run sweep cell tables report sheet magnitudes exchange profile plan compare_estimators generate bench tokenize logits inspect list; do
   expect 0 "usage: kvmix $command" "$command" --help
   expect 2 "unknown flag --nope" "$command" --nope
 done

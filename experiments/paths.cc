@@ -21,9 +21,7 @@ std::string Environment(const char* name) {
 // program or of the test that runs it, and the checkout.
 std::vector<fs::path> ProjectRoots() {
   std::vector<fs::path> roots;
-  std::error_code error;
-  const fs::path program = fs::read_symlink("/proc/self/exe", error);
-  if (!error) roots.push_back(program.string() + ".runfiles/kvmix");
+  roots.push_back(ThisProgram() + ".runfiles/kvmix");
   const std::string runfiles = Environment("TEST_SRCDIR");
   if (!runfiles.empty()) roots.push_back(fs::path(runfiles) / "kvmix");
   const std::string workspace = Environment("BUILD_WORKSPACE_DIRECTORY");
@@ -32,6 +30,11 @@ std::vector<fs::path> ProjectRoots() {
 }
 
 }  // namespace
+
+std::string ThisProgram() {
+  std::error_code error;  // only without /proc
+  return fs::read_symlink("/proc/self/exe", error).string();
+}
 
 bool PathExists(const std::string& path) {
   std::error_code error;

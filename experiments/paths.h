@@ -12,6 +12,9 @@ namespace kvmix {
 // False also where it cannot be told.
 bool PathExists(const std::string& path);
 
+// Path of the running program.
+std::string ThisProgram();
+
 // Against the folder where the command was typed.
 std::string ResolvePath(const std::string& path);
 

@@ -33,6 +33,7 @@ for label in $tests; do
         else if (part[i] ~ /^skipped/) { ++skipped }
       } }
     END { print cases - bad - skipped, bad + 0 }' "$report")
+  grep -o 'skipped message="[^"]*"' "$report" | sort -u | sed "s|^|$label: |"
   passed=$((passed + ok))
   failed=$((failed + bad))
 done

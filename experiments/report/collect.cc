@@ -74,9 +74,12 @@ absl::Status ReadSweep(const std::string& path, const std::string& shown,
   for (const SweepCell& cell : manifest.cell()) {
     const std::string name =
         absl::StrCat(manifest.name(), " ", CellName(manifest, cell));
-    if (folder.StateOf(cell) == SweepFolder::State::kFailed)
+    const SweepFolder::State state = folder.StateOf(cell);
+    if (state == SweepFolder::State::kFailed)
       input.failed.push_back(absl::StrCat(name, ": ", folder.Failure(cell)));
-    if (folder.StateOf(cell) != SweepFolder::State::kDone) continue;
+    if (state == SweepFolder::State::kOpen)
+      input.failed.push_back(absl::StrCat(name, ": has not ended"));
+    if (state != SweepFolder::State::kDone) continue;
     KVMIX_ASSIGN_OR_RETURN(ReportedRun run, ReadRun(folder.CellPath(cell)));
     run.folder = absl::StrCat(shown, "/cells/", cell.key());
     run.sweep = manifest.name();

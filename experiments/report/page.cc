@@ -170,7 +170,7 @@ std::string Html(const ReportPage& page) {
       "</h1>\n<p class=\"made\">Made by <code>", Escaped(page.command),
       "</code> <button id=\"theme\">light / dark</button></p>\n");
   for (const std::string& failed : page.input.failed)
-    absl::StrAppend(&html, "<p class=\"bad\">Failed: ", Escaped(failed),
+    absl::StrAppend(&html, "<p class=\"bad\">Missing: ", Escaped(failed),
                     "</p>\n");
   if (!page.input.runs.empty()) {
     absl::StrAppend(
@@ -206,7 +206,7 @@ std::string Markdown(const ReportPage& page) {
   std::string text =
       absl::StrCat("# ", page.title, "\n\nMade by `", page.command, "`.\n");
   for (const std::string& failed : page.input.failed)
-    absl::StrAppend(&text, "\nFailed: ", failed, "\n");
+    absl::StrAppend(&text, "\nMissing: ", failed, "\n");
   if (page.input.runs.empty()) return text;
   absl::StrAppend(&text, "\n## Memory, throughput, quality\n\n",
                   page.indicators.Markdown(), "\n", kIndicatorsNote,

@@ -17,6 +17,7 @@
 #include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "experiments/paths.h"
 #include "experiments/sweep/file_lock.h"
 #include "kvmix/base/file.h"
 #include "kvmix/base/progress_bar.h"
@@ -31,11 +32,6 @@ struct RunningCell {
   pid_t process;
   const SweepCell* cell;
 };
-
-std::string ThisProgram() {
-  std::error_code error;
-  return fs::read_symlink("/proc/self/exe", error).string();
-}
 
 std::string LogPath(const SweepFolder& folder, const SweepCell& cell) {
   return folder.CellPath(cell) + "/log.txt";
@@ -197,16 +193,20 @@ class CellRunner {
 
 }  // namespace
 
-absl::StatusOr<SweepOutcome> RunSweep(const SweepFolder& folder,
-                                      const SweepOptions& options,
-                                      const std::atomic<bool>& stop) {
-  const absl::StatusOr<FileLock> lock = FileLock::Try(folder.path() + "/lock");
+absl::StatusOr<FileLock> LockSweep(const SweepFolder& folder) {
+  absl::StatusOr<FileLock> lock = FileLock::Try(folder.path() + "/lock");
   if (absl::IsFailedPrecondition(lock.status())) {
     return absl::FailedPreconditionError(
         absl::StrCat("another kvmix sweep is running in ", folder.path(),
                      "; wait for it, or give --folder another one"));
   }
-  if (!lock.ok()) return lock.status();
+  return lock;
+}
+
+absl::StatusOr<SweepOutcome> RunSweep(const SweepFolder& folder,
+                                      const SweepOptions& options,
+                                      const std::atomic<bool>& stop) {
+  KVMIX_ASSIGN_OR_RETURN(const FileLock lock, LockSweep(folder));
   return CellRunner(folder, options).Run(stop);
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "experiments/sweep/file_lock.h"
 #include "experiments/sweep/sweep_folder.h"
 
 namespace kvmix {
@@ -27,6 +28,9 @@ struct SweepOutcome {
   int ran = 0;  // of those, by this call
   std::vector<const SweepCell*> failed;
 };
+
+// Held by whatever starts cells. FailedPrecondition: something else does.
+absl::StatusOr<FileLock> LockSweep(const SweepFolder& folder);
 
 // Cells that are done are left alone. A cell that fails is recorded, and the
 // others go on. FailedPrecondition: another program runs the sweep. Cancelled

@@ -37,11 +37,15 @@ std::string Difference(const SweepManifest& here, const SweepManifest& wanted) {
 
 absl::StatusOr<SweepFolder> SweepFolder::Create(const std::string& path,
                                                 const SweepManifest& manifest) {
+  KVMIX_ASSIGN_OR_RETURN(SweepFolder folder, Preview(path, manifest));
   const std::string file = ManifestPath(path);
-  if (!PathExists(file)) {
-    KVMIX_RETURN_IF_ERROR(WriteTextProto(manifest, file));
-    return SweepFolder(path, manifest);
-  }
+  if (!PathExists(file)) KVMIX_RETURN_IF_ERROR(WriteTextProto(manifest, file));
+  return folder;
+}
+
+absl::StatusOr<SweepFolder> SweepFolder::Preview(
+    const std::string& path, const SweepManifest& manifest) {
+  if (!PathExists(ManifestPath(path))) return SweepFolder(path, manifest);
   KVMIX_ASSIGN_OR_RETURN(SweepFolder folder, Open(path));
   if (folder.manifest().fingerprint() == manifest.fingerprint()) return folder;
   return absl::FailedPreconditionError(absl::StrCat(

@@ -21,8 +21,11 @@ namespace kvmix {
 
 class SweepFolder {
  public:
-  // Writes the manifest, or finds the same one there. FailedPrecondition: the
-  // folder holds another sweep.
+  // A folder that may not be there yet; nothing is written. FailedPrecondition:
+  // it holds another sweep.
+  static absl::StatusOr<SweepFolder> Preview(const std::string& path,
+                                             const SweepManifest& manifest);
+  // The same, and writes the manifest if it is not there.
   static absl::StatusOr<SweepFolder> Create(const std::string& path,
                                             const SweepManifest& manifest);
   // Of a sweep that has been set up.

@@ -12,4 +12,8 @@ namespace kvmix {
 // sweep's folder, of the cells that are done, and returns the latter.
 absl::StatusOr<Table> WriteSweepTables(const SweepFolder& folder);
 
+// Aborted if not all cells are done: names those that failed, and why, and
+// those that have not ended.
+absl::Status CheckAllDone(const SweepFolder& folder);
+
 }  // namespace kvmix

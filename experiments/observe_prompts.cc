@@ -10,6 +10,7 @@
 #include "experiments/evaluate.h"
 #include "kvmix/base/progress_bar.h"
 #include "kvmix/base/status_macros.h"
+#include "kvmix/importance/query_energy.h"
 #include "models/backward.h"
 
 namespace kvmix {
@@ -57,11 +58,20 @@ double Mean(const google::protobuf::RepeatedField<double>& x) {
 // Plans that pass the model together.
 constexpr size_t kTrialBatch = 16;
 
+// Passes of the model that ObservePrompt makes and the progress bar counts.
+int64_t PassesOfAPrompt(const ImportanceEstimator& estimator) {
+  const size_t trials =
+      estimator.NeedsTrials() ? estimator.TrialPlans().size() : 0;
+  return static_cast<int64_t>((trials + kTrialBatch - 1) / kTrialBatch) +
+         (estimator.RequiredSignals().empty() ? 0 : 1);
+}
+
 // Full precision's loss.
 absl::StatusOr<double> ObserveTrials(const WhereToRun& where,
                                      const std::vector<int32_t>& tokens,
                                      int index, ImportanceEstimator& estimator,
-                                     const ObserveOptions& options) {
+                                     const ObserveOptions& options,
+                                     ProgressBar& bar) {
   const std::vector<CachePlan> plans = estimator.TrialPlans();
   Window window;
   window.tokens = tokens;
@@ -79,6 +89,10 @@ absl::StatusOr<double> ObserveTrials(const WhereToRun& where,
       methods.push_back(full);
       methods.back().name = absl::StrCat("trial plan ", i);
       methods.back().plan = plans[i];
+      if (options.calibration != nullptr) {
+        KVMIX_RETURN_IF_ERROR(
+            CalibratePlan(*options.calibration, methods.back().plan));
+      }
     }
     KVMIX_ASSIGN_OR_RETURN(const WindowRecord record,
                            EvaluateWindow(where, methods, window, evaluation,
@@ -94,6 +108,7 @@ absl::StatusOr<double> ObserveTrials(const WhereToRun& where,
            .loss_difference = Mean(trial.nll()) - loss,
            .kl_divergence = Mean(trial.kl())}));
     }
+    bar.Advance();
   }
   return loss;
 }
@@ -101,15 +116,17 @@ absl::StatusOr<double> ObserveTrials(const WhereToRun& where,
 absl::StatusOr<double> ObservePrompt(const WhereToRun& where,
                                      const std::vector<int32_t>& tokens,
                                      int index, ImportanceEstimator& estimator,
-                                     const ObserveOptions& options) {
+                                     const ObserveOptions& options,
+                                     ProgressBar& bar) {
   double loss = 0;
   if (estimator.NeedsTrials()) {
     KVMIX_ASSIGN_OR_RETURN(
-        loss, ObserveTrials(where, tokens, index, estimator, options));
+        loss, ObserveTrials(where, tokens, index, estimator, options, bar));
   }
   if (!estimator.RequiredSignals().empty()) {
     KVMIX_ASSIGN_OR_RETURN(loss,
                            ObserveTraces(where, tokens, index, estimator));
+    bar.Advance();
   }
   return loss;
 }
@@ -120,7 +137,10 @@ absl::StatusOr<Observation> ObservePrompts(const WhereToRun& where,
                                            const Prompts& prompts,
                                            ImportanceEstimator& estimator,
                                            const ObserveOptions& options) {
-  ProgressBar bar("profile", static_cast<int64_t>(prompts.size()), "prompts");
+  ProgressBar bar(
+      options.title,
+      static_cast<int64_t>(prompts.size()) * PassesOfAPrompt(estimator),
+      "passes");
   Observation seen;
   for (size_t i = 0; i < prompts.size(); ++i) {
     if (options.stop != nullptr && *options.stop)
@@ -133,12 +153,11 @@ absl::StatusOr<Observation> ObservePrompts(const WhereToRun& where,
     const absl::Time start = absl::Now();
     const int index = options.first_prompt + static_cast<int>(i);
     absl::StatusOr<double> loss =
-        ObservePrompt(where, prompts[i], index, estimator, options);
+        ObservePrompt(where, prompts[i], index, estimator, options, bar);
     if (!loss.ok())
       return AddContext(loss.status(), absl::StrCat("prompt ", index));
     seen.profile_seconds.push_back(SecondsSince(start));
     seen.mean_loss += *loss / static_cast<double>(prompts.size());
-    bar.Advance();
   }
   return seen;
 }

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -26,12 +27,15 @@ struct Observation {
 };
 
 struct ObserveOptions {
+  std::string title = "profile";  // of the progress bar
   bool time_forward = false;
   // Trial plans see prompts in chunks of so many tokens, each over the
   // compressed cache of all earlier ones, with no window beyond blocks that are
   // not full.
   int trial_chunk_tokens = 32;
   int first_prompt = 0;  // number of the first prompt
+  // Trial plans are calibrated by it (kvmix/importance/query_energy.h).
+  const ImportanceProfile* calibration = nullptr;
   const std::atomic<bool>* stop = nullptr;
 };
 

@@ -11,6 +11,7 @@
 #include "experiments/text_proto.h"
 #include "kvmix/base/file.h"
 #include "kvmix/base/status_matchers.h"
+#include "quant/channel_levels.pb.h"
 
 namespace kvmix {
 namespace {
@@ -55,6 +56,33 @@ class RunExperimentTest : public ::testing::Test {
   std::string output_;
   ExperimentConfig config_;
 };
+
+// Queries seen on the prompts reach the formats of every layer, each its own.
+TEST_F(RunExperimentTest, FormatsAreCalibratedByTheQueriesOfTheirLayer) {
+  ASSERT_OK_AND_ASSIGN(config_, SmallExperiment(R"(
+    dataset { synthetic { task: "story" documents: 1 tokens: 200 } }
+    speed { skip: true }
+    method {
+      name: "calibrated"
+      importance_estimator { name: "quantization_error" }
+      bit_allocator { name: "knapsack" }
+      budget { effective_bits: 3.5 }
+      candidate { bits: 2 sides: KEYS quantizer { name: "channel_levels" } }
+      candidate { bits: 3 sides: KEYS quantizer { name: "channel_levels" } }
+      candidate { bits: 3 sides: VALUES quantizer { name: "turbo" } }
+    })"));
+  config_.set_output(output_);
+  ASSERT_OK(ResolveConfig(config_));
+  ASSERT_OK_AND_ASSIGN(const ExperimentResult result, RunExperiment(config_));
+  const CachePlan& plan = result.record.method(1).plan();
+  ChannelLevelsFormat first, second;
+  ASSERT_TRUE(plan.layer(0).key().options().UnpackTo(&first));
+  ASSERT_TRUE(plan.layer(1).key().options().UnpackTo(&second));
+  double sum = 0;
+  for (const float w : first.weight()) sum += w;
+  EXPECT_NEAR(sum / first.weight_size(), 1, 1e-4);
+  EXPECT_NE(first.DebugString(), second.DebugString());
+}
 
 TEST_F(RunExperimentTest, WritesEverythingThatTheReportPromises) {
   ASSERT_OK_AND_ASSIGN(const ExperimentResult result, RunExperiment(config_));

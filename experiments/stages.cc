@@ -18,6 +18,7 @@
 #include "kvmix/base/registry.h"
 #include "kvmix/base/status_macros.h"
 #include "kvmix/importance/importance_estimator.h"
+#include "kvmix/importance/query_energy.h"
 
 namespace kvmix {
 namespace {
@@ -85,6 +86,22 @@ absl::Status KeepWindow(const EvaluateRequest& request, size_t window,
                              record.SerializeAsString());
 }
 
+// Empty unless a format on offer wants it.
+absl::StatusOr<ImportanceProfile> ObserveQueries(
+    LoadedModel& model, const Prompts& prompts, const ProfileRequest& request) {
+  KVMIX_ASSIGN_OR_RETURN(const bool wanted, WantQueryEnergy(request.formats));
+  if (!wanted) return ImportanceProfile();
+  const ModelConfig& config = model.transformer->config();
+  QueryEnergy queries;
+  KVMIX_RETURN_IF_ERROR(queries.Start(
+      {.num_layers = config.num_layers, .head_dim = config.head_dim}));
+  KVMIX_RETURN_IF_ERROR(
+      ObservePrompts(model.where_to_run(), prompts, queries,
+                     {.title = "queries", .stop = request.stop})
+          .status());
+  return queries.Finish();
+}
+
 }  // namespace
 
 ProfileRequest ProfileRequestOf(const ExperimentConfig& config,
@@ -146,18 +163,27 @@ absl::StatusOr<StoredProfile> Profile(LoadedModel& model,
        .seed = request.seed,
        .head_dim = config.head_dim,
        .formats = estimator->NeedsFormats() ? &request.formats : nullptr}));
+  ImportanceProfile queries;
   if (needs_model) {
+    if (estimator->NeedsFormats()) {
+      KVMIX_ASSIGN_OR_RETURN(queries, ObserveQueries(model, prompts, request));
+    }
     KVMIX_ASSIGN_OR_RETURN(
         const Observation seen,
         ObservePrompts(model.where_to_run(), prompts, *estimator,
                        {.time_forward = request.time_forward,
                         .trial_chunk_tokens = request.trial_chunk_tokens,
+                        .calibration = &queries,
                         .stop = request.stop}));
     stored.set_mean_loss(seen.mean_loss);
     stored.set_seconds(Sum(seen.profile_seconds));
     stored.set_forward_seconds(Sum(seen.forward_seconds));
   }
   KVMIX_ASSIGN_OR_RETURN(*stored.mutable_profile(), estimator->Finish());
+  for (int l = 0; l < queries.layer_size(); ++l) {
+    *stored.mutable_profile()->mutable_layer(l)->mutable_query_energy() =
+        queries.layer(l).query_energy();
+  }
   if (!request.folder.empty())
     KVMIX_RETURN_IF_ERROR(WriteTextProto(stored, path));
   return stored;
@@ -247,6 +273,7 @@ absl::StatusOr<RunnableMethod> Allocate(const Method& method,
     context.budget_bytes = formats->budget_bytes;
   }
   KVMIX_ASSIGN_OR_RETURN(runnable.plan, allocator->Allocate(profile, context));
+  KVMIX_RETURN_IF_ERROR(CalibratePlan(profile, runnable.plan));
   return within_budget();
 }
 

@@ -69,4 +69,18 @@ const std::vector<float>& NormalCodebook(int bits) {
   return (*codebooks)[bits];
 }
 
+// Levels are means of their cells, so the error is E x^2 - E level^2.
+double NormalCodebookError(int bits) {
+  const std::vector<float>& levels = NormalCodebook(bits);
+  double error = 1, begin = 0;
+  for (size_t i = levels.size() / 2; i < levels.size(); ++i) {
+    const double end = i + 1 == levels.size()
+                           ? std::numeric_limits<double>::infinity()
+                           : (double{levels[i]} + levels[i + 1]) / 2;
+    error -= 2 * Mass(begin, end) * levels[i] * levels[i];
+    begin = end;
+  }
+  return error;
+}
+
 }  // namespace kvmix

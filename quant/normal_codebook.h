@@ -9,4 +9,7 @@ namespace kvmix {
 // 2^bits levels, ascending, symmetric. bits in [1, 8].
 const std::vector<float>& NormalCodebook(int bits);
 
+// Its mean squared error on a standard normal variable.
+double NormalCodebookError(int bits);
+
 }  // namespace kvmix

@@ -1,4 +1,4 @@
-// channel_boost, qjl and codebook.
+// channel_boost, channel_levels, qjl and codebook.
 
 #include <algorithm>
 #include <cmath>
@@ -7,8 +7,10 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "quant/channel_boost.pb.h"
+#include "quant/channel_levels.pb.h"
 #include "quant/codebook.pb.h"
 #include "quant/codec_test_rows.h"
+#include "quant/normal_codebook.h"
 #include "quant/qjl.pb.h"
 
 namespace kvmix {
@@ -59,6 +61,111 @@ TEST(ChannelBoostTest, ValuesAreRefusedWithAWayOut) {
   EXPECT_THAT(
       MakeQuantizer("channel_boost")->FormatFor(Side::kValue, 2, kDim).status(),
       StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("per_side")));
+}
+
+// Weighted squared error of a channel_levels block of standard normal channels
+// that are stretched by `sd`.
+double WeightedError(const std::vector<float>& weight,
+                     const std::vector<float>& sd, int bits) {
+  const auto quantizer = MakeQuantizer("channel_levels");
+  const auto format = quantizer->FormatFor(Side::kKey, bits, kDim);
+  const auto calibrated = quantizer->Calibrated(*format, weight);
+  const auto codec = MakeBlockCodec(*calibrated, Side::kKey, kDim);
+  std::vector<float> x = NormalNumbers(128 * kDim);
+  for (size_t i = 0; i < x.size(); ++i) x[i] = x[i] * sd[i % kDim] + 3;
+  const std::vector<float> x_hat = RoundTrip(**codec, Side::kKey, x);
+  double error = 0;
+  for (size_t i = 0; i < x.size(); ++i)
+    error += weight[i % kDim] * (x[i] - x_hat[i]) * (x[i] - x_hat[i]) / 128;
+  return error;
+}
+
+// The best that whole bits can do for normal channels, by trying for every
+// price of a bit what each channel would buy: an independent way to the same
+// optimum.
+double BestError(const std::vector<float>& weight, const std::vector<float>& sd,
+                 int bits) {
+  double best = 1e30;
+  for (double price = 1e-9; price < 1e9; price *= 1.01) {
+    int spent = 0;
+    double error = 0;
+    for (int d = 0; d < kDim; ++d) {
+      double least = 1e30, of_least = 0;
+      int bits_of_least = 0;
+      for (int b = 0; b <= 8; ++b) {
+        const double e =
+            weight[d] * sd[d] * sd[d] * (b == 0 ? 1 : NormalCodebookError(b));
+        if (e + price * b < least)
+          least = e + price * b, of_least = e, bits_of_least = b;
+      }
+      spent += bits_of_least;
+      error += of_least;
+    }
+    if (spent <= bits * kDim) best = std::min(best, error);
+  }
+  return best;
+}
+
+TEST(ChannelLevelsTest, SpendsBitsWhereKeysSpreadAndQueriesLook) {
+  for (const int bits : {1, 2, 3}) {
+    std::vector<float> weight(kDim, 1), sd(kDim, 1);
+    const double flat = WeightedError(weight, sd, bits);
+    EXPECT_NEAR(flat / (kDim * NormalCodebookError(bits)), 1, 0.03);
+    for (int d = 0; d < kDim; ++d) {
+      weight[d] = std::exp2(static_cast<float>(d % 9) - 4);
+      sd[d] = std::exp2(static_cast<float>(d % 5) - 2);
+    }
+    const double best = BestError(weight, sd, bits);
+    // A block's own variances and least squares do a little better than the
+    // variances that the channels were drawn with.
+    EXPECT_LT(WeightedError(weight, sd, bits) / best, 1.05);
+    EXPECT_GT(WeightedError(weight, sd, bits) / best, 0.8);
+    // Equal bits would have cost several times as much.
+    double equal = 0;
+    for (int d = 0; d < kDim; ++d)
+      equal += weight[d] * sd[d] * sd[d] * NormalCodebookError(bits);
+    EXPECT_GT(equal, 2 * best);
+  }
+}
+
+TEST(ChannelLevelsTest, BytesAndConstantChannels) {
+  const auto codec =
+      MakeCodec(*MakeQuantizer("channel_levels"), Side::kKey, 2, kDim);
+  EXPECT_EQ(codec->effective_bits(kDim), 2 + 36.0 / 128);
+  EXPECT_EQ(codec->granularity(), 128);
+  std::vector<float> x = NormalNumbers(128 * kDim);
+  for (int t = 0; t < 128; ++t) {
+    x[t * kDim + 5] = -7;     // exact in half precision: needs no bits
+    x[t * kDim + 6] = 70000;  // beyond half precision
+  }
+  x[9] = std::nanf("");
+  const std::vector<float> x_hat = RoundTrip(*codec, Side::kKey, x);
+  for (int t = 0; t < 128; ++t) {
+    EXPECT_EQ(x_hat[t * kDim + 5], -7);
+    EXPECT_NEAR(x_hat[t * kDim + 6], 70000, 5000);
+    EXPECT_TRUE(std::isfinite(x_hat[t * kDim + 9]));
+  }
+}
+
+TEST(ChannelLevelsTest, RefusesValuesAndWrongWeightsWithAWayOut) {
+  const auto quantizer = MakeQuantizer("channel_levels");
+  EXPECT_THAT(
+      quantizer->FormatFor(Side::kValue, 2, kDim).status(),
+      StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("per_side")));
+  const auto format = quantizer->FormatFor(Side::kKey, 2, kDim);
+  const std::vector<float> short_weight(kDim - 1, 1), bad(kDim, -1);
+  for (const auto& weight : {short_weight, bad}) {
+    const auto calibrated = quantizer->Calibrated(*format, weight);
+    EXPECT_THAT(quantizer->MakeCodec(*calibrated, Side::kKey, kDim).status(),
+                StatusIs(absl::StatusCode::kInvalidArgument,
+                         HasSubstr("options.weight")));
+  }
+  ChannelLevelsOptions options;
+  options.set_tokens(48);
+  EXPECT_THAT(MakeQuantizer("channel_levels", options)
+                  ->FormatFor(Side::kKey, 2, kDim)
+                  .status(),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("48")));
 }
 
 // Over many projections the product with a query has the right mean.

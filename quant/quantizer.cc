@@ -4,13 +4,17 @@
 
 namespace kvmix {
 
-absl::StatusOr<std::unique_ptr<BlockCodec>> MakeBlockCodec(
-    const QuantFormat& format, Side side, int head_dim) {
+absl::StatusOr<std::unique_ptr<Quantizer>> QuantizerOf(
+    const QuantFormat& format) {
   Component component;
   component.set_name(format.quantizer());
-  KVMIX_ASSIGN_OR_RETURN(
-      std::unique_ptr<Quantizer> quantizer,
-      Registry<Quantizer>::Get().Make(component, "quantizer"));
+  return Registry<Quantizer>::Get().Make(component, "quantizer");
+}
+
+absl::StatusOr<std::unique_ptr<BlockCodec>> MakeBlockCodec(
+    const QuantFormat& format, Side side, int head_dim) {
+  KVMIX_ASSIGN_OR_RETURN(std::unique_ptr<Quantizer> quantizer,
+                         QuantizerOf(format));
   return quantizer->MakeCodec(format, side, head_dim);
 }
 

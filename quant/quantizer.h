@@ -11,6 +11,7 @@
 #include <memory>
 
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "quant/lane_block.h"
 #include "quant/quant_format.pb.h"
 
@@ -77,7 +78,22 @@ class Quantizer {
   // the scheme do not allow.
   virtual absl::StatusOr<std::unique_ptr<BlockCodec>> MakeCodec(
       const QuantFormat& format, Side side, int head_dim) const = 0;
+
+  // True: formats get better when they know the queries that will meet the
+  // keys; Calibrated tells them.
+  virtual bool WantsQueryEnergy() const { return false; }
+  // The same format, of the same bytes, for a layer whose queries have these
+  // mean squares, [D], relative to each other. Errors: as MakeCodec.
+  virtual absl::StatusOr<QuantFormat> Calibrated(
+      const QuantFormat& format, absl::Span<const float> query_energy) const {
+    (void)query_energy;
+    return format;
+  }
 };
+
+// The quantizer that a format names, without options of its own.
+absl::StatusOr<std::unique_ptr<Quantizer>> QuantizerOf(
+    const QuantFormat& format);
 
 // The codec of any format whose quantizer is linked. Must not be called for
 // bits == 16.

@@ -71,7 +71,7 @@ const char* Color(int index) {
   static constexpr std::array<const char*, 14> kColors = {
       "#444444", "#1f77b4", "#d62728", "#2ca02c", "#9467bd",
       "#ff7f0e", "#17becf", "#8c564b", "#e377c2", "#bcbd22",
-      "#00695c", "#f4a582", "#3f007d", "#a1d99b"};
+      "#00695c", "#f4a582", "#7b61ff", "#a1d99b"};
   return kColors[index % kColors.size()];
 }
 

@@ -146,6 +146,59 @@ void AddPareto(const RunGroup& group, std::vector<Figure>& figures) {
   }
 }
 
+// Mean of the scores of a method's datasets that have one.
+Measured MeanScore(const MethodRecord& method) {
+  Measured mean;
+  int scores = 0;
+  for (const DatasetRecord& dataset : method.dataset()) {
+    const Judged judged = Judge(dataset);
+    if (judged.loss) continue;
+    ++scores;
+    mean.value += judged.value.value;
+    mean.error += judged.value.error * judged.value.error;
+  }
+  return {.value = mean.value / scores,
+          .error = std::sqrt(mean.error) / scores};
+}
+
+// Whether scores rank methods as divergence does.
+void AddScoreAgainstKl(const RunGroup& group, std::vector<Figure>& figures) {
+  plot::XyPlot plot = {.x_label = "mean score",
+                       .y_label = "KL mean, nats per token"};
+  Table data;
+  data.header = {"method", "mean score", "standard error", "KL mean"};
+  std::vector<double> scores, divergences;
+  for (const Row& row : RowsOf(group)) {
+    int scored = 0;
+    for (const DatasetRecord& dataset : row.method->dataset())
+      scored += !Judge(dataset).loss;
+    const double kl = First(row).quality().kl_mean();
+    if (IsFullPrecision(row) || scored == 0 || kl <= 0) continue;
+    const Measured score = MeanScore(*row.method);
+    scores.push_back(score.value);
+    divergences.push_back(kl);
+    plot.series.push_back({row.name,
+                           {{score.value, kl, 0,
+                             absl::StrFormat("%s: score %s ± %s, KL %s",
+                                             row.name, Short(score.value),
+                                             Short(score.error), Short(kl))}}});
+    data.rows.push_back(
+        {row.name, Exact(score.value), Exact(score.error), Exact(kl)});
+  }
+  if (scores.size() < 4) return;
+  figures.push_back(
+      {.id = Id("scores and KL " + group.name),
+       .title = absl::StrCat(group.name, ": mean score and KL on ",
+                             First(RowsOf(group)[0]).name()),
+       .caption = absl::StrFormat(
+           "Mean over the datasets that have a score. Spearman's rank "
+           "correlation of score and KL over these %d methods: %.2f.",
+           scores.size(), RankCorrelation(scores, divergences)),
+       .svg = Draw(plot),
+       .data = std::move(data),
+       .command = CommandOf(group)});
+}
+
 // Profiles of all runs, each once.
 std::vector<const StoredProfile*> Profiles(const ReportInput& input,
                                            const std::string& model) {
@@ -224,6 +277,7 @@ double AgreementOf(const StoredProfile& a, const StoredProfile& b) {
 void AddAgreement(const std::vector<const StoredProfile*>& profiles,
                   const std::string& model, std::vector<Figure>& figures) {
   if (profiles.size() < 2) return;
+  const int digits = profiles.size() > 12 ? 1 : 2;  // what a cell has room for
   plot::HeatMap map = {.x_label =
                            "Spearman's rank correlation over layers, "
                            "mean of keys and values",
@@ -240,7 +294,7 @@ void AddAgreement(const std::vector<const StoredProfile*>& profiles,
     for (const StoredProfile* other : profiles) {
       const double value = AgreementOf(*profiles[i], *other);
       map.values.back().push_back(value);
-      map.texts.back().push_back(absl::StrFormat("%.2f", value));
+      map.texts.back().push_back(absl::StrFormat("%.*f", digits, value));
       data.rows.push_back({map.rows.back(), ProfileName(*other), Exact(value)});
     }
   }
@@ -438,16 +492,21 @@ void AddAxes(const RunGroup& group, std::vector<Figure>& figures) {
         group, name, [&](const Row& row) { return AxisValue(row, axis); },
         [&](const Row& row) { return LineName(row, axis); }, figures);
   }
+  const std::vector<Row> rows = RowsOf(group);
+  LowestBits lowest;
+  for (const Row& row : rows)
+    if (!IsFullPrecision(row)) lowest.Include(row.method->plan());
+  const auto share_of = [&](const Row& row) {
+    return IsFullPrecision(row)
+               ? kNone
+               : ShareOfHighBitLayers(row.method->plan(), lowest);
+  };
   std::set<double> shares;
-  for (const Row& row : RowsOf(group))
-    shares.insert(ShareOfHighBitLayers(row.method->plan()));
+  for (const Row& row : rows)
+    if (!IsFullPrecision(row)) shares.insert(share_of(row));
   if (group.runs[0]->sweep.empty() || shares.size() < 3) return;
   AddAgainst(
-      group, "share of high-bit layers",
-      [&](const Row& row) {
-        return IsFullPrecision(row) ? kNone
-                                    : ShareOfHighBitLayers(row.method->plan());
-      },
+      group, "share of high-bit layers", share_of,
       [](const Row& row) { return row.method->name(); }, figures);
 }
 
@@ -751,6 +810,7 @@ std::vector<Figure> MakeFigures(const ReportInput& input) {
   std::vector<Figure> figures;
   const std::vector<RunGroup> groups = GroupRuns(input);
   for (const RunGroup& group : groups) AddPareto(group, figures);
+  for (const RunGroup& group : groups) AddScoreAgainstKl(group, figures);
   for (const RunGroup& group : groups) AddAxes(group, figures);
   for (const RunGroup& group : groups) AddMemory(group, figures);
   for (const RunGroup& group : groups) AddBitMap(group, figures);

@@ -50,16 +50,20 @@ double WholeBits(const Memory& memory) {
                                  : 16;
 }
 
-double ShareOfHighBitLayers(const CachePlan& plan) {
-  if (plan.layer().empty()) return 0;
-  int key = std::numeric_limits<int>::max(), value = key;
+void LowestBits::Include(const CachePlan& plan) {
   for (const LayerPlan& layer : plan.layer()) {
     key = std::min<int>(key, layer.key().bits());
     value = std::min<int>(value, layer.value().bits());
   }
+}
+
+double ShareOfHighBitLayers(const CachePlan& plan, const LowestBits& lowest) {
+  if (plan.layer().empty()) return 0;
   int high = 0;
-  for (const LayerPlan& layer : plan.layer())
-    high += layer.key().bits() > key || layer.value().bits() > value;
+  for (const LayerPlan& layer : plan.layer()) {
+    high +=
+        layer.key().bits() > lowest.key || layer.value().bits() > lowest.value;
+  }
   return static_cast<double>(high) / plan.layer_size();
 }
 

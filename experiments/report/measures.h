@@ -1,6 +1,7 @@
 // Figures of records as reports use them.
 #pragma once
 
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -29,8 +30,16 @@ Judged Judge(const DatasetRecord& dataset);
 // Bits of an element of the whole cache, full-precision tokens included.
 double WholeBits(const Memory& memory);
 
-// Share of layers whose keys or values have more bits than the plan's lowest.
-double ShareOfHighBitLayers(const CachePlan& plan);
+// The fewest bits that a layer's keys, and values, have in any of some plans.
+struct LowestBits {
+  int key = std::numeric_limits<int>::max();
+  int value = std::numeric_limits<int>::max();
+
+  void Include(const CachePlan& plan);
+};
+
+// Share of layers whose keys or values have more bits than that.
+double ShareOfHighBitLayers(const CachePlan& plan, const LowestBits& lowest);
 
 const MethodSpeed* SpeedOf(const ReportedRun& run, const std::string& method);
 

@@ -32,7 +32,7 @@ inline constexpr char kPageScript[] = R"(
 document.getElementById('theme').onclick=()=>{const r=document.documentElement,
  dark=r.dataset.theme?r.dataset.theme==='dark':matchMedia('(prefers-color-scheme: dark)').matches;
  r.dataset.theme=dark?'light':'dark'};
-const key=t=>{const m=t.match(/[-+]?\d+(\.\d+)?(e[-+]?\d+)?/i);return m&&m.index<12?+m[0]:NaN};
+const key=t=>{const m=t.match(/[-+]?\d+(\.\d+)?(e[-+]?\d+)?(?![\da-wyz])/i);return m&&m.index<12?+m[0]:NaN};
 document.querySelectorAll('th').forEach(th=>{const sort=()=>{
  const t=th.closest('table'),b=t.tBodies[0],i=th.cellIndex,up=th.getAttribute('aria-sort')!=='ascending';
  t.querySelectorAll('th').forEach(o=>o.removeAttribute('aria-sort'));

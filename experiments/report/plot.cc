@@ -17,9 +17,10 @@ using svg::Axis;
 constexpr double kWidth = 860;
 constexpr double kHeight = 380;
 constexpr svg::Frame kFrame = {
-    .left = 70, .top = 16, .right = 590, .bottom = 330};
-constexpr double kLegend = 610;
+    .left = 70, .top = 16, .right = 556, .bottom = 330};
+constexpr double kLegend = 574;
 constexpr size_t kMostLegendCharacters = 38;
+constexpr double kCharacter = 7;  // width, on the wide side
 
 std::string Label(double x, double y, absl::string_view text,
                   Anchor anchor = Anchor::kStart, bool vertical = false) {
@@ -77,6 +78,12 @@ std::string LegendRow(int row, const std::string& name, const char* color) {
          Label(kLegend + 17, y + 10, Shortened(name));
 }
 
+std::string GuideLegendRow(int row, const std::string& name) {
+  const double y = kFrame.top + 6 + 18 * row;
+  return GridLine(kLegend, y + 6, kLegend + 11, y + 6, "a") +
+         Label(kLegend + 17, y + 10, Shortened(name));
+}
+
 double HeightFor(size_t legend_rows) {
   return std::max(kHeight,
                   kFrame.top + 18.0 * static_cast<double>(legend_rows) + 12);
@@ -120,11 +127,25 @@ std::string ErrorBar(const Point& point, const Axis& x, const Axis& y,
          Colored(at - 4, high, at + 4, high, color, 1.2);
 }
 
-std::string DrawSeries(const Series& series, const Axis& x, const Axis& y,
-                       const char* color) {
-  std::vector<Point> points = series.points;
+std::vector<Point> Sorted(std::vector<Point> points) {
   std::stable_sort(points.begin(), points.end(),
                    [](const Point& a, const Point& b) { return a.x < b.x; });
+  return points;
+}
+
+std::string DrawGuide(const Series& series, const Axis& x, const Axis& y) {
+  const std::vector<Point> points = Sorted(series.points);
+  std::string svg;
+  for (size_t i = 1; i < points.size(); ++i) {
+    svg += GridLine(x.Position(points[i - 1].x), y.Position(points[i - 1].y),
+                    x.Position(points[i].x), y.Position(points[i].y), "a");
+  }
+  return svg;
+}
+
+std::string DrawSeries(const Series& series, const Axis& x, const Axis& y,
+                       const char* color) {
+  const std::vector<Point> points = Sorted(series.points);
   std::string svg;
   for (size_t i = 1; series.line && i < points.size(); ++i) {
     svg +=
@@ -143,15 +164,23 @@ std::string DrawSeries(const Series& series, const Axis& x, const Axis& y,
   return svg;
 }
 
-// Values that do not fit in a gap of `room` pixels stand at an angle.
-std::string BarLabel(double x, double room, const std::string& label) {
-  const double y = kFrame.bottom + 15;
-  if (6.2 * static_cast<double>(label.size()) < room)
-    return Label(x, y, label, Anchor::kMiddle);
-  return absl::StrFormat(
-      "<text class=\"t\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"end\" "
-      "transform=\"rotate(-35 %.1f %.1f)\">%s</text>\n",
-      x, y, x, y, svg::Escaped(Shortened(label)));
+double WidthOf(const std::string& text) {
+  return kCharacter * static_cast<double>(Shortened(text).size());
+}
+
+// Names below bars stand upright if one of them does not fit in the `room` that
+// each has.
+bool AreUpright(const std::vector<std::string>& labels, double room) {
+  return std::any_of(labels.begin(), labels.end(),
+                     [&](const std::string& label) {
+                       return WidthOf(label) + kCharacter > room;
+                     });
+}
+
+std::string BarLabel(double x, bool upright, const std::string& label) {
+  const double y = kFrame.bottom + (upright ? 8 : 15);
+  if (!upright) return Label(x, y, label, Anchor::kMiddle);
+  return Label(x + 4, y, Shortened(label), Anchor::kEnd, /*vertical=*/true);
 }
 
 // All but the first, a dark grey that a dark page swallows.
@@ -180,7 +209,13 @@ std::string Draw(const XyPlot& plot) {
   const Axis x(xs, kFrame.left, kFrame.right);
   const Axis y(ys, kFrame.bottom, kFrame.top);
   std::string body = XGrid(x, plot.x_label) + YGrid(y, plot.y_label);
+  for (const Series& series : plot.series)
+    if (series.guide) body += DrawGuide(series, x, y);
   for (size_t i = 0; i < plot.series.size(); ++i) {
+    if (plot.series[i].guide) {
+      body += GuideLegendRow(static_cast<int>(i), plot.series[i].name);
+      continue;
+    }
     const char* color = ColorOf(i);
     body += DrawSeries(plot.series[i], x, y, color);
     body += LegendRow(static_cast<int>(i), plot.series[i].name, color);
@@ -195,7 +230,7 @@ Series LowerLeftFront(const std::vector<Series>& series) {
   std::stable_sort(all.begin(), all.end(), [](const Point& a, const Point& b) {
     return a.x != b.x ? a.x < b.x : a.y < b.y;
   });
-  Series front = {.name = "Pareto front", .points = {}, .line = true};
+  Series front = {.name = "Pareto front", .points = {}, .guide = true};
   for (const Point& point : all) {
     if (!front.points.empty() && point.y >= front.points.back().y) continue;
     front.points.push_back(point);
@@ -219,6 +254,10 @@ std::string Draw(const BarPlot& plot) {
   const Axis y(ends, kFrame.bottom, kFrame.top);
   std::string body = YGrid(y, plot.y_label);
   const double room = (kFrame.right - kFrame.left) / static_cast<double>(count);
+  const bool upright = AreUpright(plot.labels, room);
+  double longest = 0;
+  for (const std::string& label : plot.labels)
+    longest = std::max(longest, WidthOf(label));
   const double zero = y.Position(0);
   const double width =
       0.8 * room / (plot.stacked ? 1 : static_cast<double>(plot.series.size()));
@@ -244,12 +283,14 @@ std::string Draw(const BarPlot& plot) {
       }
       below = top;
     }
-    body += BarLabel(left + 0.4 * room, room, plot.labels[i]);
+    body += BarLabel(left + 0.4 * room, upright, plot.labels[i]);
   }
   for (size_t s = 0; s < plot.series.size(); ++s) {
     body += LegendRow(static_cast<int>(s), plot.series[s].name, ColorOf(s));
   }
-  return Picture(std::max(HeightFor(plot.series.size()), kHeight + 70), body);
+  return Picture(std::max(HeightFor(plot.series.size()),
+                          kFrame.bottom + (upright ? longest + 16 : 30)),
+                 body);
 }
 
 std::string Draw(const HeatMap& map) {

@@ -19,7 +19,8 @@ struct Point {
 struct Series {
   std::string name = {};
   std::vector<Point> points = {};
-  bool line = false;  // connects the points in the order of x
+  bool line = false;   // connects the points in the order of x
+  bool guide = false;  // a faint line beneath all others, no marks
 };
 
 struct XyPlot {

@@ -39,6 +39,37 @@ TEST(PlotTest, TheFrontIsWhatNothingBeats) {
   EXPECT_EQ(front.points[1].x, 3);
 }
 
+TEST(PlotTest, TheFrontIsALineBeneathTheMarks) {
+  plot::XyPlot plot = {
+      .series = {{"a", {{.x = 1, .y = 5}}}, {"b", {{.x = 3, .y = 1}}}}};
+  plot.series.push_back(plot::LowerLeftFront(plot.series));
+  const std::string svg = plot::Draw(plot);
+  size_t marks = 0;
+  for (size_t at = svg.find("<circle"); at != std::string::npos;
+       at = svg.find("<circle", at + 1))
+    ++marks;
+  EXPECT_EQ(marks, 2u);
+  EXPECT_THAT(svg, HasSubstr("Pareto front"));
+}
+
+TEST(MeasuresTest, HighIsWhatIsAboveTheLowestOfAllPlans) {
+  CachePlan low, mixed, high;
+  for (int bits : {2, 2}) {
+    LayerPlan& layer = *low.add_layer();
+    layer.mutable_key()->set_bits(bits);
+    layer.mutable_value()->set_bits(bits);
+  }
+  mixed = low;
+  mixed.mutable_layer(1)->mutable_value()->set_bits(4);
+  high = mixed;
+  high.mutable_layer(0)->mutable_key()->set_bits(3);
+  LowestBits lowest;
+  for (const CachePlan* plan : {&low, &mixed, &high}) lowest.Include(*plan);
+  EXPECT_EQ(ShareOfHighBitLayers(low, lowest), 0);
+  EXPECT_EQ(ShareOfHighBitLayers(mixed, lowest), 0.5);
+  EXPECT_EQ(ShareOfHighBitLayers(high, lowest), 1);
+}
+
 TEST(PlotTest, NamesOfPeopleAreNoMarkup) {
   const std::string svg =
       plot::Draw(plot::XyPlot{.x_label = "<x>",
@@ -218,6 +249,36 @@ TEST(FiguresTest, AgreementIsTheMeanOfKeysAndValues) {
     return;
   }
   FAIL() << "no figure of agreement";
+}
+
+// Four methods, each better than the one before in both but the last in score.
+TEST(FiguresTest, ScoresAreRankedAgainstKl) {
+  ReportInput input;
+  RunRecord& record = input.runs.emplace_back().record;
+  record.set_name("suite");
+  const double kl[] = {0, 0.4, 0.3, 0.2, 0.1};
+  const double score[] = {1, 0.2, 0.4, 0.8, 0.6};
+  for (int m = 0; m < 5; ++m) {
+    MethodRecord& method = *record.add_method();
+    method.set_name(absl::StrCat("m", m));
+    for (const double shift : {-0.1, 0.1}) {
+      Quality& quality = *method.add_dataset()->mutable_quality();
+      quality.set_tokens(1);
+      quality.set_kl_mean(kl[m]);
+      quality.mutable_answers()->set_answers(10);
+      quality.mutable_answers()->set_accuracy(score[m] + shift);
+      quality.mutable_answers()->set_accuracy_stderr(0.3);
+    }
+  }
+  for (const Figure& figure : MakeFigures(input)) {
+    if (!absl::StartsWith(figure.id, "scores_and_KL")) continue;
+    ASSERT_EQ(figure.data.rows.size(), 4u);  // without full precision
+    EXPECT_THAT(figure.data.rows[0],
+                ::testing::ElementsAre("m1", "0.2", "0.2121320344", "0.4"));
+    EXPECT_THAT(figure.caption, HasSubstr("over these 4 methods: -0.80"));
+    return;
+  }
+  FAIL() << "no figure of scores";
 }
 
 TEST_F(ReportPageTest, WhatIsNoRecordIsSaid) {

@@ -73,6 +73,12 @@ expect 2 "one of md, csv, json" bench "${small[@]}" --output=xml
 expect 2 "numbers with commas between" bench "${small[@]}" --batch=a
 expect 1 "no way to store a cache" bench "${small[@]}" --kv=fp17
 expect 1 "no random model of shape" bench --shape=7m
+serve=(--model=embedded --throughput --prompt=4 --generate=2 --repeat=1 --kv=fp16)
+expect 0 "4 tokens in, 2 out" bench "${serve[@]}" --batch=1,3
+expect 1 "needs --memory_limit" bench "${serve[@]}" --batch=max
+expect 1 "do not fit --memory_limit" bench "${serve[@]}" --batch=2 --memory_limit=1
+expect 1 "need --throughput" bench "${small[@]}" --batch=max
+expect 2 "one of cpu, cuda" bench "${serve[@]}" --device=gpu
 expect 1 "one of --shape" bench
 "$kvmix" bench "${small[@]}" --kv=fp16 --output=csv 2> /dev/null > "$work/bench.csv" || fail "bench --output=csv"
 [[ $(wc -l < "$work/bench.csv") -eq 3 ]] || fail "bench --output=csv has other lines than a header and two rows"

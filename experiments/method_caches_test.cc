@@ -46,6 +46,9 @@ class FakeDevice final : public DeviceModel {
 
   const ModelConfig& config() const override { return model_.config(); }
   int64_t weight_bytes() const override { return 0; }
+  absl::StatusOr<DeviceMemoryUse> MemoryUse() const override {
+    return DeviceMemoryUse();
+  }
   absl::StatusOr<std::unique_ptr<DeviceSequences>> NewSequences(
       const CachePlan& plan, std::shared_ptr<const RecencyPolicy> recency,
       const SequencesOptions&) override {

@@ -39,6 +39,20 @@ absl::Status ComputeFlag::Apply(ModelSource& source) const {
   return absl::OkStatus();
 }
 
+void DeviceFlag::AddTo(CommandLine& command_line) {
+  command_line.Flag("device", &value,
+                    absl::StrCat("what computes: ",
+                                 Names(*ModelSource::Device_descriptor())));
+}
+
+absl::Status DeviceFlag::Apply(ModelSource& source) const {
+  ModelSource::Device device;
+  if (!ModelSource::Device_Parse(absl::AsciiStrToUpper(value), &device))
+    return IsNoneOf("device", value, *ModelSource::Device_descriptor());
+  source.set_device(device);
+  return absl::OkStatus();
+}
+
 void ArithmeticFlag::AddTo(CommandLine& command_line) {
   command_line.Flag(
       "arithmetic", &value,

@@ -18,6 +18,14 @@ struct ComputeFlag {
   absl::Status Apply(ModelSource& source) const;
 };
 
+// --device: cpu, or cuda, the first CUDA device; the same.
+struct DeviceFlag {
+  std::string value = "cpu";
+
+  void AddTo(CommandLine& command_line);
+  absl::Status Apply(ModelSource& source) const;
+};
+
 // --arithmetic, of attention; the same.
 struct ArithmeticFlag {
   std::string value = "float";

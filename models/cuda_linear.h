@@ -42,6 +42,8 @@ class CudaLinear {
                        int64_t rows, int64_t inputs, int64_t outputs, bool add,
                        float* out);
 
+  int64_t workspace_bytes() const { return workspace_.bytes(); }
+
  private:
   CudaLinear() = default;
   cublasHandle_t handle_ = nullptr;

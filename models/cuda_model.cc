@@ -119,6 +119,14 @@ class CudaModel final : public DeviceModel {
 
   const ModelConfig& config() const override { return config_; }
   int64_t weight_bytes() const override { return weights_.memory.bytes(); }
+  absl::StatusOr<DeviceMemoryUse> MemoryUse() const override {
+    KVMIX_ASSIGN_OR_RETURN(const int64_t free, FreeDeviceBytes());
+    return DeviceMemoryUse{
+        .model = weights_.memory.bytes() + linear_->workspace_bytes(),
+        .passes = activations_.bytes() + logits_memory_.bytes(),
+        .in_use = free_before_ - free,
+        .free = free};
+  }
   absl::StatusOr<std::unique_ptr<DeviceSequences>> NewSequences(
       const CachePlan& plan, std::shared_ptr<const RecencyPolicy> recency,
       const SequencesOptions& options) override;
@@ -134,7 +142,9 @@ class CudaModel final : public DeviceModel {
     KVMIX_RETURN_IF_ERROR(ValidateTrace(config_, compute, tokens, options));
     if (compute != ComputeType::kFloat32) {
       return absl::UnimplementedError(
-          "profiles on device CUDA need compute: FLOAT32");
+          "model.compute is BFLOAT16, but profiles on device CUDA need "
+          "FLOAT32; "
+          "set it, or make the profile with model.device: CPU");
     }
     return TraceLayersOnCuda(config_, weights_, *linear_, stream_, tokens,
                              options, observe);
@@ -186,8 +196,9 @@ class CudaModel final : public DeviceModel {
 
   const ModelConfig config_;
   const bool use_graphs_;
-  const int64_t q_size_;    // H D
-  const int64_t qkv_size_;  // (H + 2 G) D
+  const int64_t q_size_;     // H D
+  const int64_t qkv_size_;   // (H + 2 G) D
+  int64_t free_before_ = 0;  // of the device, before the model was loaded
   cudaStream_t stream_ = nullptr;
   CudaWeights weights_;
   std::unique_ptr<CudaLinear> linear_;
@@ -220,6 +231,7 @@ absl::Status CudaModel::Load(const WeightSource& source, CudaNumber type,
                              ThreadPool& threads) {
   KVMIX_RETURN_IF_ERROR(
       CudaStatus(cudaStreamCreate(&stream_), "start of the CUDA device"));
+  KVMIX_ASSIGN_OR_RETURN(free_before_, FreeDeviceBytes());
   KVMIX_ASSIGN_OR_RETURN(weights_,
                          LoadCudaWeights(config_, source, type, threads));
   KVMIX_ASSIGN_OR_RETURN(CudaLinear linear, CudaLinear::Create(stream_));

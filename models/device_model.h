@@ -60,12 +60,23 @@ struct DeviceChunk {
   WantLogits logits = WantLogits::kAll;
 };
 
+// Bytes of the device's memory, as allocated and as the driver counts.
+struct DeviceMemoryUse {
+  int64_t model = 0;   // weights, angles, the workspace of matrix products
+  int64_t passes = 0;  // activations and logits, kept from pass to pass
+  // What is no longer free since before the model was loaded: the two above and
+  // all caches, in whole pages; and what the driver takes for code and graphs.
+  int64_t in_use = 0;
+  int64_t free = 0;
+};
+
 // One thread at a time.
 class DeviceModel {
  public:
   virtual ~DeviceModel() = default;
   virtual const ModelConfig& config() const = 0;
   virtual int64_t weight_bytes() const = 0;  // on the device
+  virtual absl::StatusOr<DeviceMemoryUse> MemoryUse() const = 0;
 
   // Errors: Unimplemented for a format that no kernel reads; ResourceExhausted,
   // with the bytes, if the device has no room.

@@ -6,29 +6,25 @@
 #include <memory>
 #include <utility>
 
-#include "absl/strings/ascii.h"
-#include "absl/strings/match.h"
+#include "absl/algorithm/container.h"
 #include "absl/strings/str_cat.h"
 #include "experiments/bench/bench_methods.h"
 #include "experiments/bench/random_states.h"
 #include "experiments/bench/read_bandwidth.h"
+#include "experiments/bench/throughput.h"
 #include "experiments/loaded_model.h"
 #include "experiments/machine.h"
 #include "experiments/observe_prompts.h"
 #include "experiments/timed_passes.h"
 #include "kvmix/base/progress_bar.h"
-#include "kvmix/base/random.h"
 #include "kvmix/base/registry.h"
 #include "kvmix/base/status_macros.h"
 #include "kvmix/base/validators.h"
 #include "kvmix/importance/importance_estimator.h"
-#include "models/random_model.h"
 #include "models/transformer_weights.h"
 
 namespace kvmix {
 namespace {
-
-constexpr uint64_t kSeed = 1;
 
 // A model that computes with one number of threads.
 struct BenchModel {
@@ -53,35 +49,18 @@ absl::Status ValidateAll(const std::vector<int64_t>& values, int64_t low,
   return absl::OkStatus();
 }
 
-absl::Status ValidateModel(const std::string& shape, const ModelSource& model) {
-  if (shape.empty() != model.path().empty()) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      "give one of --shape (random weights) and --model (a path)");
-}
-
-template <typename Options>
-std::string ModelName(const Options& options) {
-  if (options.shape.empty()) return options.model.path();
-  return absl::StrCat(options.shape, " ",
-                      absl::AsciiStrToUpper(options.weights));
-}
-
-// Types that random weights can be stored as; MakeRandomWeights.
-absl::StatusOr<ElementType> StoredType(const std::string& name) {
-  std::string names;
-  for (const ElementType type :
-       {ElementType::kF32, ElementType::kF16, ElementType::kBF16,
-        ElementType::kQ8_0, ElementType::kQ4_0, ElementType::kQ4_1}) {
-    const absl::string_view known = LayoutOf(type).name;
-    if (absl::EqualsIgnoreCase(known, name)) return type;
-    absl::StrAppend(&names, names.empty() ? "" : ", ", known);
-  }
-  return absl::InvalidArgumentError(
-      absl::StrCat("--weights is \"", name, "\" but must be one of ", names));
-}
-
 absl::Status Validate(const BenchOptions& options) {
-  KVMIX_RETURN_IF_ERROR(ValidateModel(options.shape, options.model));
+  KVMIX_RETURN_IF_ERROR(ValidateBenchModel(options));
+  if (options.model.device() != ModelSource::CPU) {
+    return absl::UnimplementedError(
+        "prefill and decode at a depth are measured on the CPU; add "
+        "--throughput, or remove --device");
+  }
+  if (options.memory_limit != 0 ||
+      absl::c_linear_search(options.batches, kLargestBatch)) {
+    return absl::InvalidArgumentError(
+        "--batch=max and --memory_limit need --throughput");
+  }
   if (options.methods.empty())
     return absl::InvalidArgumentError("--kv is empty");
   KVMIX_RETURN_IF_ERROR(
@@ -107,42 +86,6 @@ absl::Status ValidateFitsContext(const BenchOptions& options,
   return absl::InvalidArgumentError(absl::StrCat(
       "--depth ", deepest, " and ", more, " tokens of --prompt or --generate ",
       "do not fit in the model's context of ", max_position));
-}
-
-template <typename Options>
-absl::StatusOr<std::unique_ptr<Transformer>> LoadUnpinned(
-    const Options& options, int64_t num_threads) {
-  const int threads = static_cast<int>(num_threads);
-  if (options.shape.empty()) {
-    KVMIX_ASSIGN_OR_RETURN(LoadedModel model,
-                           LoadModel(options.model, threads));
-    return std::move(model.transformer);
-  }
-  KVMIX_ASSIGN_OR_RETURN(const ModelConfig config,
-                         RandomModelConfig(options.shape));
-  KVMIX_ASSIGN_OR_RETURN(const ElementType stored, StoredType(options.weights));
-  KVMIX_ASSIGN_OR_RETURN(const std::unique_ptr<WeightSource> weights,
-                         MakeRandomWeights(config, stored, kSeed));
-  return Transformer::Load(config, *weights,
-                           RuntimeOptionsOf(options.model, threads));
-}
-
-template <typename Options>
-absl::StatusOr<std::unique_ptr<Transformer>> LoadTransformer(
-    const Options& options, int64_t num_threads) {
-  KVMIX_ASSIGN_OR_RETURN(std::unique_ptr<Transformer> transformer,
-                         LoadUnpinned(options, num_threads));
-  if (options.pin_threads) KVMIX_RETURN_IF_ERROR(transformer->threads().Pin());
-  return transformer;
-}
-
-std::vector<int32_t> RandomTokens(int64_t count, uint64_t stream,
-                                  int vocab_size) {
-  CounterRandom random(kSeed, stream);
-  std::vector<int32_t> tokens(count);
-  for (int32_t& token : tokens)
-    token = static_cast<int32_t>(random.Below(vocab_size));
-  return tokens;
 }
 
 // All weights but the input embedding, of which a step reads single rows.
@@ -207,7 +150,7 @@ class Bench {
       KVMIX_RETURN_IF_ERROR(CheckStop());
       BenchModel model;
       KVMIX_ASSIGN_OR_RETURN(model.transformer,
-                             LoadTransformer(options_, threads));
+                             LoadBenchTransformer(options_, threads));
       // Wrong names should be said before more is loaded and measured.
       if (models_.empty())
         KVMIX_RETURN_IF_ERROR(MakeMethods(*model.transformer));
@@ -255,7 +198,7 @@ class Bench {
 
   void MakeRows() {
     const Transformer& first = *models_[0].transformer;
-    states_ = std::make_unique<RandomStates>(first.cache_shape(), kSeed);
+    states_ = std::make_unique<RandomStates>(first.cache_shape(), kBenchSeed);
     prompt_ =
         RandomTokens(options_.prompt_tokens, 1, first.config().vocab_size);
     for (BenchModel& model : models_) {
@@ -366,11 +309,7 @@ class Bench {
   }
 
   BenchReport Report() {
-    BenchReport report;
-    report.model = ModelName(options_);
-    report.compute = ModelSource::Compute_Name(options_.model.compute());
-    report.arithmetic =
-        AttentionConfig::Arithmetic_Name(options_.model.attention_arithmetic());
+    BenchReport report = DescribeBench(options_);
     report.weight_bytes = models_[0].transformer->weight_bytes();
     report.bandwidth = bandwidth_;
     std::sort(report.bandwidth.begin(), report.bandwidth.end(),
@@ -395,7 +334,7 @@ class Bench {
 };
 
 absl::Status Validate(const ProfileBenchOptions& options) {
-  KVMIX_RETURN_IF_ERROR(ValidateModel(options.shape, options.model));
+  KVMIX_RETURN_IF_ERROR(ValidateBenchModel(options));
   KVMIX_RETURN_IF_ERROR(
       ValidateIsInRange(options.prompts, 1, 1 << 20, "--profile_prompts"));
   KVMIX_RETURN_IF_ERROR(
@@ -423,7 +362,7 @@ absl::StatusOr<ProfileBenchRow> MeasureProfile(Transformer& model,
         "\" measures formats; kvmix compare_estimators says what it costs"));
   }
   KVMIX_RETURN_IF_ERROR(estimator->Start(
-      {.num_layers = model.config().num_layers, .seed = kSeed}));
+      {.num_layers = model.config().num_layers, .seed = kBenchSeed}));
   KVMIX_ASSIGN_OR_RETURN(const Observation seen,
                          ObservePrompts({.cpu = &model}, prompts, *estimator,
                                         {.time_forward = true, .stop = stop}));
@@ -444,15 +383,28 @@ absl::StatusOr<ProfileBenchRow> MeasureProfile(Transformer& model,
 
 }  // namespace
 
+BenchReport DescribeBench(const BenchOptions& options) {
+  BenchReport report;
+  report.throughput = options.throughput;
+  report.prompt_tokens = options.prompt_tokens;
+  report.decode_tokens = options.decode_tokens;
+  report.model = BenchModelName(options);
+  report.device = ModelSource::Device_Name(options.model.device());
+  report.compute = ModelSource::Compute_Name(options.model.compute());
+  report.arithmetic =
+      AttentionConfig::Arithmetic_Name(options.model.attention_arithmetic());
+  return report;
+}
+
 absl::StatusOr<ProfileBenchReport> RunProfileBench(
     const ProfileBenchOptions& options, const std::atomic<bool>* stop) {
   KVMIX_RETURN_IF_ERROR(Validate(options));
   ProfileBenchReport report;
-  report.model = ModelName(options);
+  report.model = BenchModelName(options);
   report.compute = ModelSource::Compute_Name(options.model.compute());
   for (const int64_t threads : options.threads) {
     KVMIX_ASSIGN_OR_RETURN(const std::unique_ptr<Transformer> model,
-                           LoadTransformer(options, threads));
+                           LoadBenchTransformer(options, threads));
     Prompts prompts;
     for (int i = 0; i < options.prompts; ++i) {
       prompts.push_back(RandomTokens(options.prompt_tokens, 2 + i,
@@ -469,6 +421,7 @@ absl::StatusOr<ProfileBenchReport> RunProfileBench(
 
 absl::StatusOr<BenchReport> RunBench(const BenchOptions& options,
                                      const std::atomic<bool>* stop) {
+  if (options.throughput) return RunThroughput(options, stop);
   return Bench(options, stop).Run();
 }
 

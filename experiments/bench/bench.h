@@ -7,6 +7,9 @@
 // a number of decode steps, all sequences of the batch together. Rows take
 // turns, repetition by repetition, so that what slows the machine for a while
 // slows all rows alike: compare rows of one run.
+//
+// With `throughput` (throughput.h) a batch is served whole instead, on the CPU
+// or on a CUDA device: all prompts, then all decode steps.
 #pragma once
 
 #include <atomic>
@@ -15,18 +18,15 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "experiments/experiment.pb.h"
+#include "experiments/bench/bench_model.h"
 #include "experiments/spread.h"
 
 namespace kvmix {
 
-struct BenchOptions {
-  // A name of models/random_model.h, with random weights; or else, if empty,
-  // `model`'s path. How it computes is `model`'s either way.
-  std::string shape;
-  ModelSource model;
-  // How random weights are stored, as GGUF names it; ignored for files.
-  std::string weights = "BF16";
+// In BenchOptions::batches: as many sequences as fit in memory.
+inline constexpr int64_t kLargestBatch = -1;
+
+struct BenchOptions : BenchModelOptions {
   int prompt_tokens = 512;                      // 0: prefill is not measured
   int decode_tokens = 32;                       // 0: decode is not measured
   std::vector<std::string> methods = {"fp16"};  // bench_methods.h
@@ -34,7 +34,10 @@ struct BenchOptions {
   std::vector<int64_t> batches = {1};
   std::vector<int64_t> threads = {0};  // 0: one for each core
   int repeat = 5;
-  bool pin_threads = false;  // each to a CPU of its own
+  bool throughput = false;
+  // Bytes that weights and caches may take together, with `throughput`; 0: all
+  // there are on a device.
+  int64_t memory_limit = 0;
 };
 
 struct BenchRow {
@@ -49,6 +52,10 @@ struct BenchRow {
   // process's resident memory when they were filled.
   int64_t cache_bytes = 0;
   int64_t resident_bytes = 0;
+  // With `throughput`, generated tokens per second of all its time, prompts
+  // included; cache_bytes and resident_bytes are after the last step, on a
+  // device as the driver counts (DeviceMemoryUse).
+  Spread throughput;
   std::string kernels;  // of decode attention, AttentionKernels
   // What a decode step must read: all weights but the input embedding, once,
   // and all codes, scales and tokens of every cache that attention sees.
@@ -64,14 +71,22 @@ struct BenchBandwidth {
 };
 
 struct BenchReport {
-  std::string model;  // path, or shape and stored type: "135m BF16"
+  bool throughput = false;
+  int prompt_tokens = 0;
+  int decode_tokens = 0;
+  std::string model;   // BenchModelName
+  std::string device;  // CPU or CUDA
   std::string compute;
   std::string arithmetic;
   int64_t weight_bytes = 0;
-  std::vector<BenchBandwidth> bandwidth;  // by threads, ascending; 1 first
+  // By threads, ascending, 1 first; none with `throughput`.
+  std::vector<BenchBandwidth> bandwidth;
   std::vector<BenchRow> rows;  // threads, depth, batch, method: the last varies
                                // fastest
 };
+
+// A report of no rows: what `options` say of it.
+BenchReport DescribeBench(const BenchOptions& options);
 
 // Errors: no such shape, model or method; sizes that are not positive or do not
 // fit in the model's context; Cancelled when *stop becomes true.
@@ -79,15 +94,11 @@ absl::StatusOr<BenchReport> RunBench(const BenchOptions& options,
                                      const std::atomic<bool>* stop = nullptr);
 
 // What importance estimators cost beside a forward pass of the same prompts.
-struct ProfileBenchOptions {
-  std::string shape;  // as in BenchOptions
-  ModelSource model;
-  std::string weights = "BF16";
+struct ProfileBenchOptions : BenchModelOptions {
   std::vector<std::string> estimators = {"gradient_norm"};
   int prompts = 30;
   int prompt_tokens = 1024;
   std::vector<int64_t> threads = {0};
-  bool pin_threads = false;
 };
 
 // Sums over the prompts; the spread is of the prompts' own ratios.

@@ -28,7 +28,9 @@ absl::StatusOr<std::vector<int64_t>> Numbers(const char* flag,
   std::vector<int64_t> numbers;
   for (const std::string& text : Names(list)) {
     int64_t number = 0;
-    if (!absl::SimpleAtoi(text, &number)) {
+    if (text == "max" && absl::string_view(flag) == "batch") {
+      number = kLargestBatch;
+    } else if (!absl::SimpleAtoi(text, &number)) {
       return UsageError(absl::StrCat("--", flag, " is \"", list,
                                      "\" but must be numbers with commas "
                                      "between, as 1,8"));
@@ -47,6 +49,8 @@ struct BenchFlags {
   ProfileBenchOptions observe;
   ComputeFlag compute;
   ArithmeticFlag arithmetic;
+  DeviceFlag device;
+  double memory_limit = 0;  // MiB
 
   void AddTo(CommandLine& command_line);
   absl::Status Resolve();
@@ -65,7 +69,9 @@ void BenchFlags::AddTo(CommandLine& command_line) {
                     "Q4_0, Q4_1");
   command_line.Flag("kv", &kv, "ways to store the cache, see above");
   command_line.Flag("depth", &depth, "tokens already in the cache");
-  command_line.Flag("batch", &batch, "sequences at once");
+  command_line.Flag("batch", &batch,
+                    "sequences at once; max, with --throughput: as many as "
+                    "fit");
   command_line.Flag("threads", &threads, "0: one for each core");
   command_line.Flag("pin_threads", &generate.pin_threads,
                     "keep every thread on a CPU of its own");
@@ -81,6 +87,13 @@ void BenchFlags::AddTo(CommandLine& command_line) {
   command_line.Flag("profile_prompts", &observe.prompts, "how many prompts");
   command_line.Flag("profile_tokens", &observe.prompt_tokens,
                     "tokens of each of them");
+  command_line.Flag("throughput", &generate.throughput,
+                    "instead, serve whole batches: all prompts, then all "
+                    "decode steps");
+  device.AddTo(command_line);
+  command_line.Flag("memory_limit", &memory_limit,
+                    "with --throughput, MiB that weights and caches may take "
+                    "together;\n0: all there are on a device");
   compute.AddTo(command_line);
   arithmetic.AddTo(command_line);
   command_line.Flag("output", &output, "md, csv or json");
@@ -94,6 +107,13 @@ absl::Status BenchFlags::Resolve() {
   source.set_path(model);
   KVMIX_RETURN_IF_ERROR(compute.Apply(source));
   KVMIX_RETURN_IF_ERROR(arithmetic.Apply(source));
+  KVMIX_RETURN_IF_ERROR(device.Apply(source));
+  if (source.device() == ModelSource::CUDA) generate.throughput = true;
+  if (!(memory_limit >= 0 && memory_limit < 1e9)) {
+    return UsageError(absl::StrCat("--memory_limit is ", memory_limit,
+                                   " but must be MiB, at least 0"));
+  }
+  generate.memory_limit = static_cast<int64_t>(memory_limit * (1 << 20));
   generate.shape = observe.shape = shape;
   generate.model = observe.model = source;
   observe.weights = generate.weights;
@@ -119,7 +139,10 @@ absl::Status BenchCommand(absl::Span<const std::string> args,
           "combination of --kv, --depth, --batch and\n--threads (lists with "
           "commas between). Rows are measured in turns; compare rows of\none "
           "run. Caches are filled to their depth with random keys and "
-          "values.\n\nWays to store the cache:\n",
+          "values.\n\nWith --throughput, or --device=cuda, which implies it, "
+          "whole batches are served:\nall prompts, then all decode steps; "
+          "--batch=1,16,max ends with as many sequences as\nfit.\n\nWays to "
+          "store the cache:\n",
           BenchMethodHelp()));
   BenchFlags flags;
   flags.AddTo(command_line);

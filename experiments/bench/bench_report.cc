@@ -8,6 +8,7 @@
 #include "experiments/command_line.h"
 #include "experiments/machine.h"
 #include "experiments/table.h"
+#include "kvmix/base/cuda_devices.h"
 
 namespace kvmix {
 namespace {
@@ -20,7 +21,10 @@ Json HeaderJson(const char* bench) {
       {"format", 1},
       {"bench", bench},
       {"build", {{"commit", CheckoutCommit()}, {"compiler", CompilerName()}}},
-      {"machine", {{"cpu", CpuName()}, {"instruction_set", InstructionSet()}}}};
+      {"machine",
+       {{"cpu", CpuName()},
+        {"instruction_set", InstructionSet()},
+        {"cuda_devices", CudaDevices()}}}};
 }
 
 std::string MachineNote() {
@@ -50,6 +54,7 @@ std::string Dump(const Json& json) {
 
 Json RowJson(const BenchReport& report, const BenchRow& row) {
   return {{"model", report.model},
+          {"device", report.device},
           {"compute", report.compute},
           {"arithmetic", report.arithmetic},
           {"kv", row.method},
@@ -62,6 +67,9 @@ Json RowJson(const BenchReport& report, const BenchRow& row) {
           {"decode_tokens_per_second", row.decode.median},
           {"decode_low", row.decode.low},
           {"decode_high", row.decode.high},
+          {"throughput_tokens_per_second", row.throughput.median},
+          {"throughput_low", row.throughput.low},
+          {"throughput_high", row.throughput.high},
           {"cache_bytes", row.cache_bytes},
           {"resident_bytes", row.resident_bytes},
           {"decode_bytes", row.decode_bytes},
@@ -128,6 +136,33 @@ std::string GrowthText(const BenchReport& report) {
   return text.empty() ? text : text + "\n";
 }
 
+// "Model 135m BF16, FLOAT32, weights 256.6 MiB"
+std::string ModelText(const BenchReport& report) {
+  return absl::StrCat("\nModel ", report.model, ", ", report.compute,
+                      ", weights ", MebiBytes(report.weight_bytes), " MiB");
+}
+
+std::string ThroughputMarkdown(const BenchReport& report) {
+  Table table;
+  table.header = {"kv",           "batch",     "tok/s",        "prefill tok/s",
+                  "decode tok/s", "cache MiB", "resident MiB", "attention"};
+  for (const BenchRow& row : report.rows) {
+    table.rows.push_back({row.method, absl::StrCat(row.batch),
+                          SpreadText(row.throughput, 1),
+                          SpreadText(row.prefill, 1), SpreadText(row.decode, 1),
+                          MebiBytes(row.cache_bytes),
+                          MebiBytes(row.resident_bytes), row.kernels});
+  }
+  const std::string device =
+      report.device == "CUDA" ? absl::StrCat(CudaDevices()[0], "; ") : "";
+  return absl::StrCat(table.Markdown(), ModelText(report), "; ",
+                      report.prompt_tokens, " tokens in, ",
+                      report.decode_tokens,
+                      " out; tok/s: those that came out, over all time. Median "
+                      "(lowest-highest).\n",
+                      device, MachineNote());
+}
+
 std::string BenchMarkdown(const BenchReport& report) {
   Table table;
   table.header = {"kv",        "depth",         "batch",
@@ -143,9 +178,8 @@ std::string BenchMarkdown(const BenchReport& report) {
                           Share(row.bandwidth_share), row.kernels});
   }
   std::string text = table.Markdown();
-  absl::StrAppend(&text, "\nModel ", report.model, ", ", report.compute,
-                  ", weights ", MebiBytes(report.weight_bytes),
-                  " MiB; attention in ", report.arithmetic,
+  absl::StrAppend(&text, ModelText(report), "; attention in ",
+                  report.arithmetic,
                   ". Median (lowest-highest).\nMemory is read at ");
   const char* separator = "";
   for (const BenchBandwidth& read : report.bandwidth) {
@@ -206,7 +240,10 @@ absl::StatusOr<BenchOutput> ParseBenchOutput(absl::string_view name) {
 }
 
 std::string FormatBench(const BenchReport& report, BenchOutput output) {
-  if (output == BenchOutput::kMarkdown) return BenchMarkdown(report);
+  if (output == BenchOutput::kMarkdown) {
+    return report.throughput ? ThroughputMarkdown(report)
+                             : BenchMarkdown(report);
+  }
   if (output == BenchOutput::kCsv) return Csv(RowsJson(report));
   return BenchJson(report);
 }

@@ -26,6 +26,13 @@ absl::Status CudaStatus(cudaError_t error, absl::string_view doing) {
   return absl::InternalError(message);
 }
 
+absl::StatusOr<int64_t> FreeDeviceBytes() {
+  size_t free = 0, total = 0;
+  KVMIX_RETURN_IF_ERROR(
+      CudaStatus(cudaMemGetInfo(&free, &total), "free memory of the device"));
+  return static_cast<int64_t>(free);
+}
+
 absl::StatusOr<DeviceMemory> DeviceMemory::Allocate(int64_t bytes,
                                                     absl::string_view what) {
   DeviceMemory memory;

@@ -18,6 +18,9 @@ namespace kvmix {
 // "upload weights: CUDA says: unspecified launch failure".
 absl::Status CudaStatus(cudaError_t error, absl::string_view doing);
 
+// What the driver says is free on the device.
+absl::StatusOr<int64_t> FreeDeviceBytes();
+
 // Device memory cut into arrays, one after another, each aligned as cudaMalloc
 // aligns; of no memory (nullptr) only the size counts.
 class DeviceArena {

@@ -50,7 +50,7 @@ class CpuCaches final : public MethodCaches {
 };
 
 // The device's cache keeps all tokens, each in the format of the plan.
-absl::Status CheckRunsOnDevice(const RunnableMethod& method) {
+absl::Status CheckKeepsAllInOneFormat(const RunnableMethod& method) {
   if (method.eviction->evicts()) {
     return absl::UnimplementedError(
         "the eviction policy drops or demotes tokens, which only the CPU does; "
@@ -73,8 +73,7 @@ class DeviceCaches final : public MethodCaches {
       const CacheRoom& room) {
     auto caches = std::unique_ptr<DeviceCaches>(new DeviceCaches(model));
     for (const RunnableMethod& method : methods) {
-      KVMIX_RETURN_IF_ERROR(AddContext(CheckRunsOnDevice(method),
-                                       absl::StrCat("method ", method.name)));
+      KVMIX_RETURN_IF_ERROR(CheckRunsOnDevice(method));
       absl::StatusOr<std::unique_ptr<DeviceSequences>> sequences =
           model.NewSequences(method.plan, method.recency,
                              {.num_sequences = 1,
@@ -189,6 +188,11 @@ absl::StatusOr<std::unique_ptr<KvCache>> MakeCache(
       model.cache_shape(), method.plan, method.recency, method.eviction);
   if (cache.ok()) return cache;
   return AddContext(cache.status(), absl::StrCat("method ", method.name));
+}
+
+absl::Status CheckRunsOnDevice(const RunnableMethod& method) {
+  return AddContext(CheckKeepsAllInOneFormat(method),
+                    absl::StrCat("method ", method.name));
 }
 
 absl::StatusOr<std::unique_ptr<MethodCaches>> MakeMethodCaches(

@@ -46,8 +46,12 @@ class MethodCaches {
 // than rounding.
 inline constexpr double kMaxDisagreement = 0.01;
 
-// Errors: those of KvCache::Create and DeviceModel::NewSequences, with the
-// method's name. Forward: those of the models; with check_against_cpu,
+// Error: Unimplemented, with the method's name and field, for what only the
+// CPU's cache does.
+absl::Status CheckRunsOnDevice(const RunnableMethod& method);
+
+// Errors: those above, of KvCache::Create and DeviceModel::NewSequences, with
+// the method's name. Forward: those of the models; with check_against_cpu,
 // DataLoss for a chunk whose logits disagree.
 absl::StatusOr<std::unique_ptr<MethodCaches>> MakeMethodCaches(
     const WhereToRun& where, absl::Span<const RunnableMethod> methods,

@@ -3,6 +3,8 @@
 #include <cmath>
 #include <string>
 
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "experiments/config.h"
 #include "experiments/run_experiment.h"
 #include "experiments/small_experiment.h"
@@ -88,6 +90,24 @@ void ExpectSameQuality(const Quality& got, const Quality& want,
   EXPECT_EQ(got.answers().answers(), want.answers().answers()) << method;
 }
 
+// To the byte on the emulator. A device hands memory out in pages of 2 MiB, and
+// keeps code and graphs in it.
+void ExpectTheDriverCountsWhatIsBilled(const Timings& timings) {
+  const bool emulated =
+      absl::StrContains(timings.cuda_device(0), "CUDA emulator");
+  const int64_t slack = emulated ? 0 : int64_t{512} << 20;
+  const DeviceMemoryRecord& memory = timings.device_memory();
+  EXPECT_GT(memory.model(), 0);
+  EXPECT_GT(memory.passes(), 0);
+  EXPECT_GE(memory.in_use(), memory.model() + memory.passes());
+  EXPECT_LE(memory.in_use(), memory.model() + memory.passes() + slack);
+  for (const MethodSpeed& speed : timings.speed()) {
+    EXPECT_GT(speed.cache_bytes(), 0) << speed.method();
+    EXPECT_NEAR(speed.device_bytes(), speed.cache_bytes(), slack)
+        << speed.method();
+  }
+}
+
 TEST(CudaExperimentTest, RecordIsTheCpusWithinRounding) {
   ASSERT_OK_AND_ASSIGN(const ExperimentResult cpu, RunSmall("", "cpu"));
   ASSERT_OK_AND_ASSIGN(
@@ -110,6 +130,9 @@ TEST(CudaExperimentTest, RecordIsTheCpusWithinRounding) {
     EXPECT_GT(got.dataset(0).memory().bytes(), 0);
   }
   EXPECT_GT(cuda.timings.speed(3).decode(), 0);
+  ExpectTheDriverCountsWhatIsBilled(cuda.timings);
+  EXPECT_FALSE(cpu.timings.has_device_memory());
+  EXPECT_EQ(cpu.timings.speed(0).device_bytes(), 0);
 }
 
 TEST(CudaExperimentTest, WhatTheDeviceCannotDoIsSaidBeforeTheRun) {
@@ -121,6 +144,32 @@ TEST(CudaExperimentTest, WhatTheDeviceCannotDoIsSaidBeforeTheRun) {
                   .status(),
               StatusIs(absl::StatusCode::kInvalidArgument,
                        HasSubstr("model.attention_arithmetic")));
+  const auto method = [](const char* component) {
+    return RunSmall(absl::StrCat("model { device: CUDA } method { name: 'more' "
+                                 "bit_allocator { name: 'uniform' } ",
+                                 component, " }"),
+                    "refused")
+        .status();
+  };
+  constexpr auto kUnimplemented = absl::StatusCode::kUnimplemented;
+  EXPECT_THAT(method("eviction_policy { name: 'h2o' }"),
+              StatusIs(kUnimplemented,
+                       HasSubstr("method more: the eviction policy drops or "
+                                 "demotes tokens, which only the CPU does; set "
+                                 "model.device: CPU or eviction_policy")));
+  EXPECT_THAT(method("recency_policy { name: 'age_tiers' }"),
+              StatusIs(kUnimplemented,
+                       HasSubstr("method more: the recency policy stores "
+                                 "tokens in several formats")));
+  EXPECT_THAT(method("quantizer { name: 'hadamard' }"),
+              StatusIs(kUnimplemented,
+                       HasSubstr("method more: layer 0 keys: quantizer "
+                                 "\"hadamard\" has no kernels on CUDA; use "
+                                 "\"group_affine\", or device: CPU")));
+  EXPECT_THAT(
+      RunSmall("model { device: CUDA compute: BFLOAT16 }", "bf16").status(),
+      StatusIs(absl::StatusCode::kFailedPrecondition,
+               HasSubstr("gradients need compute: FLOAT32")));
   EXPECT_THAT(RunSmall("model { check_against: CPU }", "check").status(),
               StatusIs(absl::StatusCode::kInvalidArgument,
                        HasSubstr("model.check_against")));

@@ -75,6 +75,8 @@ Json MemoryJson(const MethodRecord& method, const Memory& memory) {
             {"bookkeeping", memory.bookkeeping()}}}};
 }
 
+double Mib(int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
+
 Json SpeedJson(const MethodSpeed* speed) {
   if (speed == nullptr) {
     return {{"prefill_tokens_per_second", nullptr},
@@ -86,7 +88,9 @@ Json SpeedJson(const MethodSpeed* speed) {
           {"decode_tokens_per_second", speed->decode()},
           {"decode_low", speed->decode_low()},
           {"decode_high", speed->decode_high()},
-          {"rounds", speed->rounds()}};
+          {"rounds", speed->rounds()},
+          {"cache_bytes", speed->cache_bytes()},
+          {"device_bytes", speed->device_bytes()}};
 }
 
 Json TaskJson(const TaskQuality& task) {
@@ -234,7 +238,11 @@ std::string MetricsJson(const ExperimentConfig& config, const RunRecord& record,
          Json(std::vector<std::string>(timings.cuda_device().begin(),
                                        timings.cuda_device().end()))},
         {"threads", timings.threads()},
-        {"peak_resident_bytes", timings.peak_resident_bytes()}}},
+        {"peak_resident_bytes", timings.peak_resident_bytes()},
+        {"device_memory",
+         {{"model", timings.device_memory().model()},
+          {"passes", timings.device_memory().passes()},
+          {"in_use", timings.device_memory().in_use()}}}}},
       {"profiles", ProfilesJson(timings)},
       {"config", ConfigText(config)}};
   json["rows"] = Json::array();
@@ -383,8 +391,22 @@ std::string SummaryNotes(const RunRecord& record, const Timings& timings) {
       "%.0f MiB.\n",
       record.model().path(), record.model().compute(),
       record.model().attention_arithmetic(), timings.instruction_set(),
-      timings.threads(),
-      static_cast<double>(timings.peak_resident_bytes()) / (1 << 20));
+      timings.threads(), Mib(timings.peak_resident_bytes()));
+  if (timings.has_device_memory()) {
+    const DeviceMemoryRecord& device = timings.device_memory();
+    absl::StrAppendFormat(
+        &notes,
+        "Device memory: model %.1f MiB, passes %.1f MiB; the driver counts "
+        "%.1f MiB.\n",
+        Mib(device.model()), Mib(device.passes()), Mib(device.in_use()));
+    for (const MethodSpeed& speed : timings.speed()) {
+      absl::StrAppendFormat(&notes,
+                            "Cache of %s when its speed was measured: %.2f "
+                            "MiB; the driver counts %.2f MiB.\n",
+                            speed.method(), Mib(speed.cache_bytes()),
+                            Mib(speed.device_bytes()));
+    }
+  }
   for (const ProfileTiming& profile : timings.profile()) {
     absl::StrAppendFormat(&notes, "Profile %s: %.1f s.\n", profile.estimator(),
                           profile.seconds());

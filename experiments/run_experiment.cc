@@ -106,6 +106,7 @@ absl::StatusOr<std::string> KernelsOf(const ModelSource& source,
   if (model.device == nullptr)
     return AttentionKernels(*cache,
                             ArithmeticOf(source.attention_arithmetic()));
+  KVMIX_RETURN_IF_ERROR(CheckRunsOnDevice(method));
   absl::StatusOr<std::unique_ptr<DeviceSequences>> sequences =
       model.device->NewSequences(method.plan, method.recency,
                                  {.max_tokens = 1});
@@ -241,7 +242,7 @@ absl::Status EvaluateDatasets(const ExperimentConfig& config,
   return absl::OkStatus();
 }
 
-void DescribeMachine(LoadedModel& model, Timings& timings) {
+absl::Status DescribeMachine(LoadedModel& model, Timings& timings) {
   timings.set_commit(CheckoutCommit());
   timings.set_compiler(CompilerName());
   timings.set_cpu(CpuName());
@@ -251,6 +252,13 @@ void DescribeMachine(LoadedModel& model, Timings& timings) {
     timings.add_cuda_device(device);
   timings.set_threads(model.transformer->threads().num_threads());
   timings.set_peak_resident_bytes(PeakResidentBytes());
+  if (model.device == nullptr) return absl::OkStatus();
+  KVMIX_ASSIGN_OR_RETURN(const DeviceMemoryUse use, model.device->MemoryUse());
+  DeviceMemoryRecord& memory = *timings.mutable_device_memory();
+  memory.set_model(use.model);
+  memory.set_passes(use.passes);
+  memory.set_in_use(use.in_use);
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -301,14 +309,6 @@ absl::StatusOr<PreparedMethods> PrepareMethods(const ExperimentConfig& config,
     }
     // What the cache refuses should be said before the first window runs.
     KVMIX_RETURN_IF_ERROR(KernelsOf(config.model(), model, *runnable).status());
-    if (model.device != nullptr &&
-        method.eviction_policy().name() != "keep_all") {
-      return absl::UnimplementedError(absl::StrCat(
-          "method ", method.name(), ": eviction_policy ",
-          method.eviction_policy().name(),
-          " is not there on device CUDA, which keeps all tokens; choose "
-          "keep_all, or device CPU"));
-    }
     prepared.methods.push_back(*std::move(runnable));
     prepared.profile_of.push_back(key);
   }
@@ -353,7 +353,7 @@ absl::StatusOr<ExperimentResult> RunExperiment(const ExperimentConfig& config,
                      datasets[0][0].tokens, stop));
     result.timings.mutable_speed()->Assign(speeds.begin(), speeds.end());
   }
-  DescribeMachine(model, result.timings);
+  KVMIX_RETURN_IF_ERROR(DescribeMachine(model, result.timings));
   KVMIX_RETURN_IF_ERROR(
       Report(config, result.record, result.timings, result.folder));
   return result;

@@ -13,10 +13,20 @@
 namespace kvmix {
 namespace {
 
+// What the rounds of a method gave.
 struct Rates {
   std::vector<double> prefill;
   std::vector<double> decode;
+  int64_t cache_bytes = 0;  // of the last
+  int64_t device_bytes = 0;
 };
+
+// Without the memory of passes; 0 without a device.
+absl::StatusOr<int64_t> DeviceBytesInUse(const DeviceModel* device) {
+  if (device == nullptr) return 0;
+  KVMIX_ASSIGN_OR_RETURN(const DeviceMemoryUse use, device->MemoryUse());
+  return use.in_use - use.passes;
+}
 
 // Seconds of a pass; its most likely successor becomes `next`.
 absl::StatusOr<double> TimePass(MethodCaches& caches,
@@ -38,6 +48,7 @@ absl::Status MeasureOnce(const WhereToRun& where, const RunnableMethod& method,
                          const std::vector<int32_t>& prompt, int decode_tokens,
                          Rates& rates) {
   const int64_t size = static_cast<int64_t>(prompt.size());
+  KVMIX_ASSIGN_OR_RETURN(const int64_t before, DeviceBytesInUse(where.device));
   KVMIX_ASSIGN_OR_RETURN(
       const std::unique_ptr<MethodCaches> caches,
       MakeMethodCaches(
@@ -56,6 +67,9 @@ absl::Status MeasureOnce(const WhereToRun& where, const RunnableMethod& method,
   }
   rates.prefill.push_back(size / prefill);
   rates.decode.push_back(decode_tokens / decode);
+  rates.cache_bytes = caches->ledger(0).total();
+  KVMIX_ASSIGN_OR_RETURN(const int64_t after, DeviceBytesInUse(where.device));
+  rates.device_bytes = after - before;
   return absl::OkStatus();
 }
 
@@ -71,6 +85,8 @@ MethodSpeed Summarize(const std::string& method, const Rates& rates) {
   speed.set_decode(decode.median);
   speed.set_decode_low(decode.low);
   speed.set_decode_high(decode.high);
+  speed.set_cache_bytes(rates.cache_bytes);
+  speed.set_device_bytes(rates.device_bytes);
   return speed;
 }
 

@@ -234,6 +234,13 @@ and zero points.
 |---|---|---|---|---|---|---|
 """
 
+NO_HALF2 = """
+**G = 1 and 2 need no path of their own.** Products of half2 on the other cores would be 32 * 256 / 2 / 32 = 128 instructions of a warp
+a tile at G = 1 (32 tokens, 128 numbers of a key and of a value, two at a time, by 32 lanes), 256 at G = 2, besides sums across
+lanes; the tensor cores' are 42, whatever G, and their rows of zeros cost 84 clocks where 160 to 204 are spent on issue. Issue is the
+busiest unit, so half2 would be slower; and what is there is above every gate and stretch already.
+"""
+
 
 def write(counts, version, out):
     out.write(HEAD.format(version=version, sms=SMS, clock=CLOCK_GHZ, copy=COPY_TBS, shared=SHARED_BYTES, d=HEAD_DIM))
@@ -242,6 +249,7 @@ def write(counts, version, out):
         gate = ["%d %%" % g for g in GATES.get((key, value), ())] or ["", ""]
         out.write("| %d, %d | %d | %.2f | %s | %.0f %% | %s | %s |\n" % (key, value, c.bytes // TILE, 32 * c.instructions / c.elements(),
                                                              c.limit(), c.share(), *gate))
+    out.write(NO_HALF2)
     out.write("\n## A tile's instructions (a warp's), and clocks of a multiprocessor\n\n")
     units = list(next(iter(counts.values())).clocks)
     out.write("| K, V bits | %s | all | %s | bytes at the copy's speed |\n" % (" | ".join(KINDS), " | ".join("clocks: " + u for u in units)))

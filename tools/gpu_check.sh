@@ -3,17 +3,28 @@
 #
 #   tools/gpu_check.sh pack [FOLDER]   where Bazel and the CUDA toolkit are, GPU or not: builds every CUDA test and kvmix for
 #                                      the device, and copies them, with all libraries they load, into FOLDER (default:
-#                                      out/gpu_check)
-#   FOLDER/gpu_check.sh run            where the GPU is; needs its driver, and cuBLAS for whole models (WITH_CUBLAS=1 packs it,
-#                                      600 MB): runs the tests, again under compute-sanitizer if that is there, then the
-#                                      benchmarks, and writes FOLDER/gpu_<device>.md, to be kept as docs/results/gpu_<device>.md
+#                                      out/gpu_check) and FOLDER.tar.gz, of at most 64 MiB, for tar -xzf on the other machine
+#   FOLDER/gpu_check.sh run [SECTION]  where the GPU is; needs its driver, and cuBLAS for whole models (WITH_CUBLAS=1 packs it,
+#                                      600 MB): writes FOLDER/gpu_<device>.md, to be kept as docs/results/gpu_<device>.md
 #   tools/gpu_check.sh                 both, on one machine, into docs/results
+#
+# Sections, all in this order if none is named; the page has those that were run, then or earlier:
+#   tests        every CUDA test
+#   sanitizer    compute-sanitizer's four tools over the small tests, if it is there
+#   attention    attention's speed beside a device copy's
+#   model        the quickstart experiment, and the same checked against the CPU
+#   throughput   batches of the 8B shape until memory is full, random weights, caches in half against packed ones
+#   pytorch      scaled_dot_product_attention in half, and dequantizing before products, if PyTorch is there
 #
 # Without a device `run` says so and fails. Tests never depend on speed.
 set -euo pipefail
 
 self=$(readlink -f "$0")
-BENCHMARK_FILTER=${BENCHMARK_FILTER:-.}
+# Seconds that compute-sanitizer may take for a test, and what the throughput section measures.
+SANITIZER_SECONDS=${SANITIZER_SECONDS:-300}
+THROUGHPUT=${THROUGHPUT:---shape=8b-layer:32 --compute=bfloat16 --prompt=688 --generate=1024 --batch=1,16,128,max --repeat=1}
+THROUGHPUT_KV=${THROUGHPUT_KV:-fp16,kvmix,kvmix-2bit,4bit_g32}
+sections="tests sanitizer attention model throughput pytorch"
 read -ra bazel <<< "${BAZEL:-bazel}"        # with startup flags, if any
 read -ra flags <<< "${BAZEL_FLAGS:-}"  # of build
 
@@ -45,7 +56,12 @@ pack() {
   cp -rL experiments/configs "$folder/data/experiments/"
   cp "$self" "$folder/gpu_check.sh"
   git rev-parse HEAD > "$folder/commit"
-  echo "packed $(find "$folder/bin" -type f | wc -l) programs, $(du -sh "$folder" | cut -f 1), into $folder"
+  tar -C "$(dirname "$folder")" -czf "$folder.tar.gz" "$(basename "$folder")"
+  local packed
+  packed=$(stat -c %s "$folder.tar.gz")
+  echo "packed $(find "$folder/bin" -type f | wc -l) programs into $folder, $(du -sh "$folder" | cut -f 1), and $folder.tar.gz," \
+    "$((packed >> 20)) MiB"
+  [ -n "${WITH_CUBLAS:-}" ] || [ "$packed" -le $((64 << 20)) ] || { echo "gpu_check: that is more than 64 MiB" >&2; exit 1; }
 }
 
 # ---- run ----
@@ -84,7 +100,7 @@ run_test() {
 # compute-sanitizer over the small tests: the kernels' own.
 run_sanitizer() {
   local name=$1 tool=$2 log=$here/logs/$1.$2.log result=clean
-  timeout 600 compute-sanitizer --tool "$tool" --error-exitcode 9 --target-processes all \
+  timeout "$SANITIZER_SECONDS" compute-sanitizer --tool "$tool" --error-exitcode 9 --target-processes all \
     "$here/lib/ld-linux-x86-64.so.2" --library-path "$libraries" "$here/bin/$name" > "$log" 2>&1 || result="exit $?"
   [ "$result" = clean ] || bad=$((bad + 1))
   echo "| $name | $tool | $result | $(grep 'ERROR SUMMARY' "$log" | tail -n 1 | sed 's/.*SUMMARY: //') |"
@@ -130,27 +146,37 @@ output_of() {
   echo
 }
 
-benchmark_section() {
-  echo "## Speed"
-  local binary name
-  for binary in "$here"/bin/*_benchmark_gpu; do
-    [ -x "$binary" ] || continue
-    name=$(basename "$binary")
-    output_of "$name" "$name --benchmark_filter=$BENCHMARK_FILTER" "program $name --benchmark_filter='$BENCHMARK_FILTER'"
-  done
+attention_section() {
+  echo "## Speed of attention"
   output_of attention cuda_attention_benchmark "program cuda_attention_benchmark"
+}
+
+model_section() {
   local run="kvmix run experiments/configs/quickstart.textproto --device=cuda"
+  echo "## The quickstart experiment"
   output_of quickstart "$run" "program $run --output=$here/out"
   echo "## Agreement with the CPU"
   run+=" --set model.check_against=CPU --set speed.skip=true"
   output_of check_against_cpu "$run" "program $run --output=$here/out"
 }
 
-# PyTorch's fused attention, as a peer, where PyTorch is: one token of 8 sequences, fp16, the 8B shape and one head a group.
+throughput_section() {
+  echo "## Throughput"
+  local bench="kvmix bench --device=cuda $THROUGHPUT --kv=$THROUGHPUT_KV"
+  output_of throughput "$bench" "program $bench"
+}
+
+# PyTorch's fused attention, as a peer, and what is done without a kernel of one's own: 4-bit codes become a tensor of halves,
+# and cuBLAS multiplies. One token of 8 sequences, the 8B shape and others.
 pytorch_section() {
-  python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null || return 0
   echo "## PyTorch on this device"
-  output_of pytorch "scaled_dot_product_attention in fp16, one query a sequence; and a copy on the device" "python3 - <<'PYTHON'
+  echo
+  if ! python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
+    echo "Not run: no PyTorch that sees the device."
+    echo
+    return
+  fi
+  output_of pytorch "scaled_dot_product_attention in fp16; 4-bit codes dequantized, then cuBLAS; a copy on the device" "python3 - <<'PYTHON'
 import torch, torch.nn.functional as F
 def seconds(f, n=50):
     for _ in range(5): f()
@@ -168,36 +194,61 @@ for heads, kv_heads in ((32, 8), (32, 32), (64, 8)):
         q = torch.randn(8, heads, 1, 128, dtype=torch.float16, device='cuda')
         k = torch.randn(8, kv_heads, tokens, 128, dtype=torch.float16, device='cuda'); v = torch.randn_like(k)
         t = seconds(lambda: F.scaled_dot_product_attention(q, k, v, enable_gqa=heads != kv_heads))
-        print('H %d G %d D 128, 8 x %d tokens: %.1f us, %.0f GB/s of keys and values' % (heads, kv_heads, tokens, t * 1e6, 4 * k.numel() / t / 1e9))
+        print('H %d G %d D 128, 8 x %d tokens: fp16 %.1f us, %.0f GB/s of keys and values' % (heads, kv_heads, tokens, t * 1e6, 4 * k.numel() / t / 1e9))
+        def packed(axis):
+            shape = [8, kv_heads, tokens, 128]
+            groups = list(shape); groups[axis] //= 32
+            codes = torch.randint(0, 256, shape[:3] + [64], dtype=torch.uint8, device='cuda')
+            return codes, torch.rand(groups, dtype=torch.float16, device='cuda'), torch.rand(groups, dtype=torch.float16, device='cuda'), axis
+        def dequantize(codes, scale, zero, axis):
+            x = torch.stack((codes & 15, codes >> 4), dim=-1).flatten(-2).half().unflatten(axis, (-1, 32))
+            return (x * scale.unsqueeze(axis + 1) + zero.unsqueeze(axis + 1)).flatten(axis, axis + 1)
+        pk, pv = packed(2), packed(3)
+        rows = q.view(8, kv_heads, heads // kv_heads, 128)
+        def plain():
+            p = torch.softmax(rows @ dequantize(*pk).transpose(2, 3) / 128 ** .5, dim=-1)
+            return p @ dequantize(*pv)
+        t = seconds(plain, 5)
+        print('  4-bit, dequantized, then cuBLAS: %.1f us, %.0f GB/s of packed keys and values' % (t * 1e6, 2 * k.numel() * 5 / 8 / t / 1e9))
 PYTHON"
+}
+
+# The sections that were run, this time or earlier.
+write_page() {
+  local device=$1 section
+  echo "# CUDA on $device"
+  echo
+  echo "Written by \`tools/gpu_check.sh\`, commit $(cut -c 1-12 "$here/commit"), driver" \
+    "$(nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -n 1), $(date -u +%Y-%m-%d)."
+  echo
+  for section in $sections; do
+    if [ -e "$here/sections/$section.md" ]; then cat "$here/sections/$section.md"; fi
+  done
 }
 
 run() {
   here=$(dirname "$self")
   libraries=$(library_path)
   bad=0
-  mkdir -p "$here/logs"
-  local device
+  local device section page
+  for section in "$@"; do
+    [[ " $sections " == *" $section "* ]] || { echo "gpu_check: no section $section; there are: $sections" >&2; exit 2; }
+  done
+  mkdir -p "$here/logs" "$here/sections"
   device=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1) || true
   if [ -z "$device" ]; then
     echo "gpu_check: no CUDA device: nvidia-smi names none. The first test says:" >&2
     (cd "$here/data" && program example_kernels_test_gpu) 2>&1 | grep -m 1 -i "no CUDA device" >&2 || true
     exit 1
   fi
-  local page
   page=$here/gpu_$(tr -cs 'A-Za-z0-9\n' '_' <<< "${device,,}" | sed 's/_*$//').md
   cd "$here/data"
-  {
-    echo "# CUDA on $device"
-    echo
-    echo "Written by \`tools/gpu_check.sh\`, commit $(cut -c 1-12 "$here/commit"), driver" \
-      "$(nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -n 1), $(date -u +%Y-%m-%d)."
-    echo
-    tests_section
-    sanitizer_section
-    benchmark_section
-    pytorch_section
-  } > "$page"
+  # shellcheck disable=SC2086
+  [ $# -gt 0 ] || set -- $sections
+  for section in "$@"; do
+    "${section}_section" > "$here/sections/$section.md"
+    write_page "$device" > "$page"
+  done
   cat "$page"
   [ "$bad" -eq 0 ] || { echo "gpu_check: $bad failures; logs are in $here/logs" >&2; exit 1; }
   echo "gpu_check: written to $page"
@@ -205,7 +256,7 @@ run() {
 
 case ${1:-both} in
   pack) pack "$(readlink -m "${2:-$(dirname "$self")/../out/gpu_check}")" ;;
-  run) run ;;
+  run) run "${@:2}" ;;
   both)
     folder=$(readlink -m "$(dirname "$self")/../out/gpu_check")
     pack "$folder"
@@ -214,5 +265,5 @@ case ${1:-both} in
     cp "$folder"/gpu_*.md "$(dirname "$self")/../docs/results/" 2>/dev/null || true
     exit "$status"
     ;;
-  *) sed -n '2,14s/^# \{0,1\}//p' "$self"; exit 2 ;;
+  *) sed -n '2,22s/^# \{0,1\}//p' "$self"; exit 2 ;;
 esac

@@ -186,14 +186,18 @@ void AddScoreAgainstKl(const RunGroup& group, std::vector<Figure>& figures) {
         {row.name, Exact(score.value), Exact(score.error), Exact(kl)});
   }
   if (scores.size() < 4) return;
+  const double correlation = RankCorrelation(scores, divergences);
   figures.push_back(
       {.id = Id("scores and KL " + group.name),
        .title = absl::StrCat(group.name, ": mean score and KL on ",
                              First(RowsOf(group)[0]).name()),
-       .caption = absl::StrFormat(
-           "Mean over the datasets that have a score. Spearman's rank "
-           "correlation of score and KL over these %d methods: %.2f.",
-           scores.size(), RankCorrelation(scores, divergences)),
+       .caption = absl::StrCat(
+           "Mean over the datasets that have a score. ",
+           std::isnan(correlation)
+               ? "All scores are the same: they rank nothing."
+               : absl::StrFormat("Spearman's rank correlation of score and KL "
+                                 "over these %d methods: %.2f.",
+                                 scores.size(), correlation)),
        .svg = Draw(plot),
        .data = std::move(data),
        .command = CommandOf(group)});
@@ -728,14 +732,26 @@ void AddMagnitudes(const MagnitudeRecord& record,
   }
 }
 
+// All three indicators of a run stand before what lacks the second.
+std::vector<const ReportedRun*> TimedFirst(
+    const std::vector<ReportedRun>& runs) {
+  std::vector<const ReportedRun*> order;
+  for (const ReportedRun& run : runs) order.push_back(&run);
+  std::stable_partition(order.begin(), order.end(), [](const ReportedRun* run) {
+    return run->timings.speed_size() > 0;
+  });
+  return order;
+}
+
 }  // namespace
 
 Table IndicatorTable(const ReportInput& input) {
   Table table;
-  table.header = {"experiment", "method",  "memory",
-                  "decode",     "prefill", "dataset",
-                  "samples",    "quality", "change of quality"};
-  for (const ReportedRun& run : input.runs) {
+  table.header = {"experiment", "method",  "memory",  "decode",
+                  "prefill",    "dataset", "samples", "change of quality",
+                  "quality"};
+  for (const ReportedRun* shown : TimedFirst(input.runs)) {
+    const ReportedRun& run = *shown;
     const MethodSpeed* full = SpeedOf(run, run.record.method(0).name());
     for (int m = 1; m < run.record.method_size(); ++m) {
       const MethodRecord& method = run.record.method(m);
@@ -751,14 +767,14 @@ Table IndicatorTable(const ReportInput& input) {
              timed ? absl::StrFormat("%.2fx", own->prefill() / full->prefill())
                    : "-",
              dataset.name(), absl::StrCat(judged.samples),
-             judged.loss ? absl::StrFormat("NLL %.4f", judged.value.value)
-                         : absl::StrFormat("%s %.1f %%", judged.name,
-                                           100 * judged.value.value),
              judged.loss ? WithError(judged.difference, 4, true) + " nats"
                          : WithError({100 * judged.difference.value,
                                       100 * judged.difference.error},
                                      1, true) +
-                               " points"});
+                               " points",
+             judged.loss ? absl::StrFormat("NLL %.4f", judged.value.value)
+                         : absl::StrFormat("%s %.1f %%", judged.name,
+                                           100 * judged.value.value)});
       }
     }
   }

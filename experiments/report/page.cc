@@ -96,7 +96,8 @@ constexpr char kIndicatorsNote[] =
     "Against full precision (the first method of each experiment). Memory: "
     "half-precision bytes over all bytes that the cache allocated, windows, "
     "scales and bookkeeping included. Decode, prefill: tokens per second over "
-    "those of full precision, one sequence; - where speed was not measured. "
+    "those of full precision, one sequence; - where speed was not measured, "
+    "behind all others. "
     "Change of quality: paired sample by sample, ± its standard error.";
 
 constexpr char kCapacityNote[] =

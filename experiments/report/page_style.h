@@ -9,7 +9,7 @@ inline constexpr char kPageStyle[] = R"(
 :root[data-theme=light]{--ink:#1d2430;--soft:#5b6472;--paper:#ffffff;--panel:#f5f6f8;--line:#dfe3e8;--link:#0b62b8;--heat:#2171b5;color-scheme:light}
 :root[data-theme=dark]{--ink:#e4e7ec;--soft:#9aa4b2;--paper:#14171c;--panel:#1d2128;--line:#343a44;--link:#7db7f5;--heat:#4292c6;color-scheme:dark}
 body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
-main{max-width:1100px;margin:0 auto;padding:16px 20px 60px}
+main{max-width:1280px;margin:0 auto;padding:16px 20px 60px}
 h1{font-size:26px}h2{margin-top:40px;border-bottom:1px solid var(--line)}h3{font-size:16px;margin:0 0 8px}
 a{color:var(--link)}code{font-size:13px;background:var(--panel);padding:1px 4px;border-radius:3px;overflow-wrap:anywhere}
 .made,.note,figcaption{color:var(--soft);font-size:13.5px}.bad{color:#d33}

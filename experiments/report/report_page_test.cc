@@ -159,12 +159,18 @@ class ReportPageTest : public ::testing::Test {
 
 TEST_F(ReportPageTest, TheThreeIndicatorsAndWhatFits) {
   ASSERT_OK_AND_ASSIGN(ReportInput input, CollectRecords({folder_}));
+  ReportedRun untimed = input.runs[0];
+  untimed.record.set_name("untimed");
+  untimed.timings.Clear();
+  input.runs.insert(input.runs.begin(), untimed);
   const ReportPage page = MakePage(std::move(input), "T", "kvmix report x");
-  ASSERT_EQ(page.indicators.rows.size(), 1u);
+  ASSERT_EQ(page.indicators.rows.size(), 2u);
   EXPECT_THAT(
       page.indicators.rows[0],
       ::testing::ElementsAre("small", "A & B_1", "4.00x", "2.50x", "0.90x", "d",
-                             "10", "NLL 1.1000", "+0.1000 ± 0.0200 nats"));
+                             "10", "+0.1000 ± 0.0200 nats", "NLL 1.1000"));
+  EXPECT_EQ(page.indicators.rows[1][0], "untimed");
+  EXPECT_EQ(page.indicators.rows[1][3], "-");
   // 2 layers * 64 * 2 sides * 4 bits / 8 = 128 bytes a token.
   EXPECT_EQ(page.capacity.rows[1][3],
             absl::StrCat((8000000000 - 1000000) / 128, " / ",

@@ -85,6 +85,8 @@ double WeightedError(const std::vector<float>& weight,
 // optimum.
 double BestError(const std::vector<float>& weight, const std::vector<float>& sd,
                  int bits) {
+  std::vector<double> normal = {1};  // error of each number of bits
+  for (int b = 1; b <= 8; ++b) normal.push_back(NormalCodebookError(b));
   double best = 1e30;
   for (double price = 1e-9; price < 1e9; price *= 1.01) {
     int spent = 0;
@@ -93,8 +95,7 @@ double BestError(const std::vector<float>& weight, const std::vector<float>& sd,
       double least = 1e30, of_least = 0;
       int bits_of_least = 0;
       for (int b = 0; b <= 8; ++b) {
-        const double e =
-            weight[d] * sd[d] * sd[d] * (b == 0 ? 1 : NormalCodebookError(b));
+        const double e = weight[d] * sd[d] * sd[d] * normal[b];
         if (e + price * b < least)
           least = e + price * b, of_least = e, bits_of_least = b;
       }

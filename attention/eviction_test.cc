@@ -375,6 +375,35 @@ TEST(EvictionTest, AttentionReadsEveryRunInItsFormat) {
   }
 }
 
+// The oldest tokens, whole groups of them, are demoted: what is stored is what
+// a plan of these bits stores of them.
+TEST(EvictionTest, DemotionOfWholeGroupsIsDirectQuantization) {
+  DemoteOptions demote;  // to 2 bits
+  ScoredEvictionOptions budget = Budget(64);
+  budget.mutable_budget()->set_first_tokens(0);
+  demote.mutable_inner()->set_name("sink_window");
+  demote.mutable_inner()->mutable_options()->PackFrom(budget);
+  Passing direct(Plan(2), std::make_shared<KeepAll>(),
+                 std::make_shared<KeepRecent>(KeepRecentOptions{.keep = 64}));
+  direct.Pass(160);
+  for (const int bits : {16, 4}) {
+    Passing demoted(Plan(bits), Policy("demote", demote));
+    demoted.Pass(160);
+    for (int head = 0; head < kHeads; ++head) {
+      for (const auto side : {&KvCache::Layer::keys, &KvCache::Layer::values}) {
+        const KvStream& stream = (demoted.layer().*side)[head];
+        const KvStream& expected = (direct.layer().*side)[head];
+        ASSERT_EQ(stream.demoted_tokens(), 96);
+        ASSERT_EQ(expected.packed_tokens(), 96);
+        std::vector<float> a(96 * kDim), b(96 * kDim);
+        stream.ReadTokens(0, 96, a.data());
+        expected.ReadTokens(0, 96, b.data());
+        EXPECT_EQ(a, b);
+      }
+    }
+  }
+}
+
 // Records what it is shown; drops tokens 3 and 5 of the second head once.
 class Probe final : public EvictionPolicy {
  public:
@@ -518,6 +547,59 @@ TEST(AgeTiersTest, TokensPassThroughTheFormatsInOrder) {
       EXPECT_LT(error[2], 0.1);
       EXPECT_GT(error[2], 4e-3);
       EXPECT_LT(error[3], 4e-3);
+    }
+  }
+}
+
+// x [32, D] of one head, packed and read again.
+std::vector<float> RoundTrip(const QuantFormat& format, Side side,
+                             const std::vector<float>& x) {
+  const auto codec = *MakeBlockCodec(format, side, kDim);
+  const bool keys = side == Side::kKey;
+  const auto at = [&](int t, int d) {
+    return keys ? d * 32 + t : t * kDim + d;
+  };
+  std::vector<float> in(x.size()), out(x.size()), rows(x.size());
+  for (int t = 0; t < 32; ++t)
+    for (int d = 0; d < kDim; ++d) in[at(t, d)] = x[t * kDim + d];
+  std::vector<uint32_t> block(codec->bytes().total() / 4 + 1);
+  auto* const bytes = reinterpret_cast<uint8_t*>(block.data());
+  codec->Encode(in.data(), keys ? 32 : kDim, 0, 32, bytes);
+  codec->Decode(bytes, 0, 32, out.data(), keys ? 32 : kDim);
+  for (int t = 0; t < 32; ++t)
+    for (int d = 0; d < kDim; ++d) rows[t * kDim + d] = out[at(t, d)];
+  return rows;
+}
+
+// Default tiers: a window of 64, 8 bits for 128 tokens, 4 for 512, then 2.
+TEST(AgeTiersTest, OlderTokensAreQuantizedFromWhatTheTierBeforeHolds) {
+  Component component;
+  component.set_name("age_tiers");
+  auto recency =
+      Registry<RecencyPolicy>::Get().Make(component, "recency_policy");
+  ASSERT_OK(recency);
+  Passing run(Plan(2), std::make_shared<KeepAll>(), *std::move(recency));
+  for (const int64_t n : {500, 1, 299}) run.Pass(n);
+  for (const Side side : {Side::kKey, Side::kValue}) {
+    const bool keys = side == Side::kKey;
+    const KvStream& stream = (keys ? run.layer().keys : run.layer().values)[1];
+    ASSERT_EQ(stream.num_age_runs(), 3);
+    ASSERT_GE(stream.age_tokens(0), 64);
+    const std::vector<float>& text = keys ? run.text().keys : run.text().values;
+    for (const int64_t first : {0, 32, 128}) {
+      std::vector<float> x(32 * kDim), stored(32 * kDim);
+      for (int t = 0; t < 32; ++t)
+        for (int d = 0; d < kDim; ++d)
+          x[t * kDim + d] =
+              ToFloat(ToHalf(text[((first + t) * kHeads + 1) * kDim + d]));
+      const int oldest = first < stream.age_tokens(0) ? 2 : 4;
+      for (int bits : {8, 4, 2}) {
+        if (bits < oldest) break;
+        const LayerPlan format = Plan(bits).layer(0);
+        x = RoundTrip(keys ? format.key() : format.value(), side, x);
+      }
+      stream.ReadTokens(first, 32, stored.data());
+      EXPECT_EQ(stored, x) << SideName(side) << " from token " << first;
     }
   }
 }

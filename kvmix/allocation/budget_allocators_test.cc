@@ -85,6 +85,14 @@ TEST(GreedyTest, TakesTheBestStepOfAllEveryTime) {
   EXPECT_EQ(BitsOf(plan), expected);
 }
 
+TEST(GreedyTest, TakesAStepThatFitsToTheByte) {
+  BudgetProblem problem({2, 4}, 2);
+  problem.SetRandomLosses(2);
+  problem.budget_bytes = 4 * 400;
+  ASSERT_OK_AND_ASSIGN(const CachePlan plan, problem.Allocate("greedy"));
+  EXPECT_EQ(BitsOf(plan), (std::vector<int>{4, 4, 4, 4}));
+}
+
 // With all bits from 1 to 8 on offer and losses a 4^-b, an item of 16 times the
 // loss of another one gets two bits more.
 TEST(WaterFillingTest, TwoBitsForEveryFactorOf16) {

@@ -216,6 +216,32 @@ TEST(RandomEvictionTest, ATokenKeepsItsRank) {
   EXPECT_NE(few[0], few[1]);  // heads differ
 }
 
+// The rank is that of its position, wherever others have left.
+TEST(RandomEvictionTest, TheSameTokensLeaveOfWhatIsLeft) {
+  RandomEvictionOptions options;
+  *options.mutable_budget() = Budget(20, 0, 0);
+  const auto policy = Make(Named("random", options));
+  const auto positions = [&](int64_t num_tokens) {
+    const RandomLayer layer({.num_tokens = num_tokens, .tokens_seen = 100}, 1);
+    std::set<int64_t> stay;
+    const EvictionHead& head = layer.state().heads[0];
+    const auto dropped = policy->TokensToDrop(layer.state())[0];
+    for (int64_t t = 0; t < num_tokens; ++t) {
+      if (!std::binary_search(dropped.begin(), dropped.end(), t))
+        stay.insert(head.positions[t]);
+    }
+    return stay;
+  };
+  // Of all 100 the 20 best, and of the first 30 and the last 30.
+  const std::set<int64_t> of_all = positions(100), of_some = positions(60);
+  EXPECT_EQ(of_some.size(), 20);
+  for (int64_t p : of_all) {
+    if (p < 30 || p >= 70) {
+      EXPECT_EQ(of_some.count(p), 1) << p;
+    }
+  }
+}
+
 TEST(BudgetTest, TokensLeaveWhenAStepIsTooMany) {
   ScoredEvictionOptions options;
   *options.mutable_budget() = Budget(40, 3, 10);

@@ -180,6 +180,19 @@ TEST(QuantizationErrorTest, IsRelativeToTheStates) {
   EXPECT_EQ(profile.unit(), ImportanceProfile::RELATIVE_ERROR);
 }
 
+// The same numbers as T = 1, G = 2.
+TEST(QuantizationErrorTest, HeadsAreRelativeToTheirOwnStates) {
+  LayerTrace trace = SmallTrace(kStates);
+  trace.num_tokens = 1;
+  trace.num_heads = trace.num_kv_heads = 2;
+  const ImportanceProfile profile =
+      ProfileOf(*Make("quantization_error"), trace, Formats({1}, 2));
+  const LayerImportance& layer = profile.layer(0);
+  EXPECT_DOUBLE_EQ(layer.value(), std::sqrt(5.0 / 85));
+  EXPECT_DOUBLE_EQ(layer.value_head(0), std::sqrt(4.0 / 52));
+  EXPECT_DOUBLE_EQ(layer.value_head(1), std::sqrt(1.0 / 33));
+}
+
 // T = 3, G = 2, D = 2: norms of head 0 are 5, 13, 3, of head 1 1, 2, 3; of
 // values three times as much.
 TEST(StateNormsTest, AreMeansOverTokensForEachHead) {
@@ -297,9 +310,12 @@ struct AttentionTrace {
   LayerTrace trace;
 };
 
-double RelativeError(const Attention& exact, const Attention& other) {
+// Of query heads [first, first + count).
+double RelativeError(const Attention& exact, const Attention& other,
+                     int first = 0, int count = kH) {
   double sum = 0;
   for (int row = 0; row < kT * kH; ++row) {
+    if (row % kH < first || row % kH >= first + count) continue;
     double error = 0, squares = 0;
     for (int i = row * kD; i < (row + 1) * kD; ++i) {
       error += std::pow(other.out[i] - exact.out[i], 2);
@@ -307,7 +323,7 @@ double RelativeError(const Attention& exact, const Attention& other) {
     }
     sum += std::sqrt(error / squares);
   }
-  return sum / (kT * kH);
+  return sum / (kT * count);
 }
 
 TEST(AttentionOutputErrorTest, MatchesPlainAttentionOverTheReadStates) {
@@ -332,10 +348,14 @@ TEST(AttentionOutputErrorTest, MatchesPlainAttentionOverTheReadStates) {
           layer.key_loss(f),
           RelativeError(exact, Attend(made.queries, keys, made.values, window)),
           1e-5);
-      EXPECT_NEAR(
-          layer.value_loss(f),
-          RelativeError(exact, Attend(made.queries, made.keys, values, window)),
-          1e-5);
+      const Attention of_values =
+          Attend(made.queries, made.keys, values, window);
+      EXPECT_NEAR(layer.value_loss(f), RelativeError(exact, of_values), 1e-5);
+      for (int g = 0; f == 0 && g < kG; ++g) {
+        EXPECT_NEAR(layer.value_head(g),
+                    RelativeError(exact, of_values, g * kH / kG, kH / kG),
+                    1e-5);
+      }
     }
     EXPECT_GT(layer.key_loss(0), 2 * layer.key_loss(1));
     EXPECT_NEAR((layer.key_head(0) + layer.key_head(1)) / 2, layer.key(),
@@ -349,6 +369,7 @@ TEST(AttentionEntropyTest, MatchesPlainWeights) {
     const Attention exact =
         Attend(made.queries, made.keys, made.values, window);
     double expected = 0;
+    std::vector<double> heads(kG);
     for (int h = 0; h < kH; ++h) {
       for (int t = 1; t < kT; ++t) {
         double entropy = 0;
@@ -357,12 +378,16 @@ TEST(AttentionEntropyTest, MatchesPlainWeights) {
           if (w > 0) entropy -= w * std::log(w);
         }
         const int seen = window > 0 ? std::min(window, t + 1) : t + 1;
-        expected += (1 - entropy / std::log(seen)) / (kH * (kT - 1));
+        const double concentration = 1 - entropy / std::log(seen);
+        expected += concentration / (kH * (kT - 1));
+        heads[h / (kH / kG)] += concentration * kG / (kH * (kT - 1));
       }
     }
-    EXPECT_NEAR(
-        ProfileOf(*Make("attention_entropy"), made.trace).layer(0).key(),
-        expected, 1e-5);
+    const ImportanceProfile profile =
+        ProfileOf(*Make("attention_entropy"), made.trace);
+    EXPECT_NEAR(profile.layer(0).key(), expected, 1e-5);
+    for (int g = 0; g < kG; ++g)
+      EXPECT_NEAR(profile.layer(0).key_head(g), heads[g], 1e-5);
   }
 }
 
@@ -379,8 +404,10 @@ TEST(PositionTest, EndsMatterMost) {
   ASSERT_OK(estimator->Start({.num_layers = 5}));
   ASSERT_OK_AND_ASSIGN(const ImportanceProfile profile, estimator->Finish());
   std::vector<double> scores;
-  for (const LayerImportance& layer : profile.layer())
+  for (const LayerImportance& layer : profile.layer()) {
     scores.push_back(layer.key());
+    EXPECT_EQ(layer.value(), layer.key());
+  }
   EXPECT_EQ(scores, (std::vector<double>{1, 0.5, 1.0 / 3, 0.5, 1}));
 }
 

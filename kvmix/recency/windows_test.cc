@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "gmock/gmock.h"
@@ -52,8 +53,28 @@ TEST(WindowWithSinksTest, KeysAndValuesSlide) {
   EXPECT_THAT(
       WindowTrace(*policy, {.side = Side::kKey, .granularity = 4}, 21, 5),
       ElementsAre(9, 10, 11, 8, 9, 10));
+  options.set_sink_tokens(0);
+  ASSERT_OK_AND_ASSIGN(const auto no_sinks, Make("window_with_sinks", options));
+  EXPECT_EQ(no_sinks->sink_tokens(), 0);
   EXPECT_THAT(WindowTrace(*policy, {.side = Side::kValue}, 21, 3),
               ElementsAre(8, 8, 8, 8));
+}
+
+TEST(AgeTiersTest, DefaultIs8BitsThen4AndNoSinks) {
+  AgeTiersOptions options;
+  ASSERT_OK_AND_ASSIGN(const auto policy, Make("age_tiers", options));
+  EXPECT_EQ(policy->sink_tokens(), 0);
+  ASSERT_OK_AND_ASSIGN(const auto tiers, policy->Tiers(Side::kValue, 64));
+  std::vector<std::pair<int, int64_t>> bits_and_tokens;
+  for (const AgeTier& tier : tiers)
+    bits_and_tokens.push_back({tier.format.bits(), tier.tokens});
+  EXPECT_THAT(bits_and_tokens,
+              ElementsAre(std::pair(8, 128), std::pair(4, 512)));
+  EXPECT_THAT(WindowTrace(*policy, {.side = Side::kValue}, 100, 2),
+              ElementsAre(64, 64, 64));
+  options.set_sink_tokens(3);
+  ASSERT_OK_AND_ASSIGN(const auto sinks, Make("age_tiers", options));
+  EXPECT_EQ(sinks->sink_tokens(), 3);
 }
 
 TEST(AgeTiersTest, FormatsAreThoseOfTheQuantizer) {

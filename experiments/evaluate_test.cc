@@ -5,6 +5,7 @@
 #include "experiments/loaded_model.h"
 #include "experiments/stages.h"
 #include "experiments/text_proto.h"
+#include "experiments/trial_plans.h"
 #include "kvmix/base/status_matchers.h"
 
 namespace kvmix {
@@ -95,6 +96,38 @@ TEST_F(EvaluateTest, TheNumberOfThreadsChangesNoBit) {
   source.set_path("embedded");
   ASSERT_OK_AND_ASSIGN(model_, LoadModel(source, 1));
   EXPECT_EQ(Evaluate(Chunked(32), 1).SerializeAsString(), two);
+}
+
+// With the method's window policy, which keeps much of a short prompt exact.
+TEST_F(EvaluateTest, APlanCostsWhatItsMethodDoesMeanOverPrompts) {
+  const std::vector<int32_t> tokens = window_.tokens;
+  const Prompts prompts = {{tokens.begin(), tokens.begin() + 110},
+                           {tokens.begin() + 40, tokens.end()}};
+  const ModelPlanEvaluator evaluator(
+      {.where = {.cpu = model_.transformer.get()},
+       .model = "embedded",
+       .prompts = [&]() -> absl::StatusOr<Prompts> { return prompts; },
+       .chunk_tokens = 32},
+      methods_[1], "", ImportanceProfile());
+  ASSERT_OK_AND_ASSIGN(
+      const std::vector<PlanLoss> losses,
+      evaluator.Evaluate({methods_[1].plan, methods_[0].plan}));
+  double kl = 0, difference = 0;
+  for (const std::vector<int32_t>& prompt : prompts) {
+    window_ = Window();
+    window_.tokens = prompt;
+    const WindowRecord record = Evaluate(Chunked(32));
+    const int count = record.method(1).kl_size();
+    for (int t = 0; t < count; ++t) {
+      kl += record.method(1).kl(t) / count / 2;
+      difference +=
+          (record.method(1).nll(t) - record.method(0).nll(t)) / count / 2;
+    }
+  }
+  EXPECT_GT(kl, 1e-4);
+  EXPECT_NEAR(losses[0].kl_divergence, kl, 1e-12);
+  EXPECT_NEAR(losses[0].loss_difference, difference, 1e-12);
+  EXPECT_EQ(losses[1].kl_divergence, 0);
 }
 
 TEST_F(EvaluateTest, FullPrecisionDoesNotDependOnTheMode) {

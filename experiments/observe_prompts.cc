@@ -1,8 +1,6 @@
 #include "experiments/observe_prompts.h"
 
-#include <algorithm>
 #include <memory>
-#include <numeric>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -50,20 +48,11 @@ absl::StatusOr<double> ObserveTraces(const WhereToRun& where,
   return TraceLayers(*where.cpu, tokens, options, observe);
 }
 
-double Mean(const google::protobuf::RepeatedField<double>& x) {
-  return std::accumulate(x.begin(), x.end(), 0.0) /
-         std::max<double>(1, x.size());
-}
-
-// Plans that pass the model together.
-constexpr size_t kTrialBatch = 16;
-
 // Passes of the model that ObservePrompt makes and the progress bar counts.
 int64_t PassesOfAPrompt(const ImportanceEstimator& estimator) {
   const size_t trials =
       estimator.NeedsTrials() ? estimator.TrialPlans().size() : 0;
-  return static_cast<int64_t>((trials + kTrialBatch - 1) / kTrialBatch) +
-         (estimator.RequiredSignals().empty() ? 0 : 1);
+  return NumTrialPasses(trials) + (estimator.RequiredSignals().empty() ? 0 : 1);
 }
 
 // Full precision's loss.
@@ -72,45 +61,28 @@ absl::StatusOr<double> ObserveTrials(const WhereToRun& where,
                                      int index, ImportanceEstimator& estimator,
                                      const ObserveOptions& options,
                                      ProgressBar& bar) {
-  const std::vector<CachePlan> plans = estimator.TrialPlans();
-  Window window;
-  window.tokens = tokens;
-  Evaluation evaluation;
-  evaluation.set_mode(Evaluation::CHUNKED);
-  evaluation.set_chunk_tokens(options.trial_chunk_tokens);
-  ThreadPool threads(where.cpu->threads().num_threads());  // of the scores
-  double loss = 0;
-  for (size_t first = 0; first < plans.size(); first += kTrialBatch) {
-    KVMIX_ASSIGN_OR_RETURN(RunnableMethod full,
-                           FullPrecision(where.cpu->cache_shape()));
-    std::vector<RunnableMethod> methods = {full};
-    const size_t end = std::min(plans.size(), first + kTrialBatch);
-    for (size_t i = first; i < end; ++i) {
-      methods.push_back(full);
-      methods.back().name = absl::StrCat("trial plan ", i);
-      methods.back().plan = plans[i];
-      if (options.calibration != nullptr) {
-        KVMIX_RETURN_IF_ERROR(
-            CalibratePlan(*options.calibration, methods.back().plan));
-      }
-    }
-    KVMIX_ASSIGN_OR_RETURN(const WindowRecord record,
-                           EvaluateWindow(where, methods, window, evaluation,
-                                          threads, options.stop));
-    loss = Mean(record.method(0).nll());
-    for (size_t i = first; i < end; ++i) {
-      const WindowMethod& trial =
-          record.method(static_cast<int>(i - first) + 1);
-      KVMIX_RETURN_IF_ERROR(estimator.ObserveTrial(
-          {.plan = static_cast<int>(i),
-           .prompt = index,
-           .num_tokens = static_cast<int64_t>(tokens.size()),
-           .loss_difference = Mean(trial.nll()) - loss,
-           .kl_divergence = Mean(trial.kl())}));
-    }
-    bar.Advance();
+  std::vector<CachePlan> plans = estimator.TrialPlans();
+  if (options.calibration != nullptr) {
+    for (CachePlan& plan : plans)
+      KVMIX_RETURN_IF_ERROR(CalibratePlan(*options.calibration, plan));
   }
-  return loss;
+  KVMIX_ASSIGN_OR_RETURN(const RunnableMethod without_policies,
+                         FullPrecision(where.cpu->cache_shape()));
+  KVMIX_ASSIGN_OR_RETURN(
+      const TrialResults trials,
+      RunTrialPlans(where, tokens, plans, without_policies,
+                    {.chunk_tokens = options.trial_chunk_tokens,
+                     .pass_done = [&] { bar.Advance(); },
+                     .stop = options.stop}));
+  for (size_t i = 0; i < trials.losses.size(); ++i) {
+    KVMIX_RETURN_IF_ERROR(estimator.ObserveTrial(
+        {.plan = static_cast<int>(i),
+         .prompt = index,
+         .num_tokens = static_cast<int64_t>(tokens.size()),
+         .loss_difference = trials.losses[i].loss_difference,
+         .kl_divergence = trials.losses[i].kl_divergence}));
+  }
+  return trials.full_loss;
 }
 
 absl::StatusOr<double> ObservePrompt(const WhereToRun& where,

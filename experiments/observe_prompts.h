@@ -9,12 +9,11 @@
 
 #include "absl/status/statusor.h"
 #include "experiments/method_caches.h"
+#include "experiments/trial_plans.h"
 #include "kvmix/importance/importance_estimator.h"
 #include "models/transformer.h"
 
 namespace kvmix {
-
-using Prompts = std::vector<std::vector<int32_t>>;
 
 struct Observation {
   double mean_loss = 0;  // nats per token, mean over prompts

@@ -273,6 +273,20 @@ const ImportanceProfile* PreparedMethods::ProfileOf(size_t m) const {
 absl::StatusOr<PreparedMethods> PrepareMethods(const ExperimentConfig& config,
                                                LoadedModel& model,
                                                const std::atomic<bool>* stop) {
+  const TrialSetting trials = {
+      .where = model.where_to_run(),
+      .model = absl::StrCat(model.fingerprint, "\n",
+                            ModelSource::Compute_Name(config.model().compute()),
+                            "\n",
+                            AttentionConfig::Arithmetic_Name(
+                                config.model().attention_arithmetic())),
+      .prompts =
+          [&] {
+            return LoadPrompts(config, *model.tokenizer, model.max_position());
+          },
+      .chunk_tokens = config.profile().trial_chunk_tokens(),
+      .folder = ResolvePath(config.output()) + "/plan_losses",
+      .stop = stop};
   PreparedMethods prepared;
   std::map<std::string, size_t> known;  // estimator and formats -> profile
   for (const Method& method : config.method()) {
@@ -302,7 +316,7 @@ absl::StatusOr<PreparedMethods> PrepareMethods(const ExperimentConfig& config,
     }
     absl::StatusOr<RunnableMethod> runnable =
         Allocate(method, scores, model.transformer->cache_shape(),
-                 config.evaluation(), config.seed());
+                 config.evaluation(), config.seed(), &trials);
     if (!runnable.ok()) {
       return AddContext(runnable.status(),
                         absl::StrCat("method ", method.name()));

@@ -10,6 +10,7 @@
 #include "experiments/small_experiment.h"
 #include "experiments/text_proto.h"
 #include "kvmix/base/file.h"
+#include "kvmix/base/fingerprint.h"
 #include "kvmix/base/status_matchers.h"
 #include "quant/channel_levels.pb.h"
 
@@ -166,6 +167,54 @@ TEST_F(RunExperimentTest, AProfileIsMadeOnceForAllAllocators) {
   ASSERT_OK_AND_ASSIGN(const ExperimentResult other, RunExperiment(config_));
   EXPECT_EQ(count(), 2);
   EXPECT_EQ(other.record.method(1).key_nominal_bits(), 2.5);
+}
+
+// Whatever the threads: the search sees the same losses and takes the same way.
+TEST_F(RunExperimentTest, PlansThatAreMeasuredAreRunOnceAndKept) {
+  Method& method = *config_.mutable_method(1);
+  method.mutable_importance_estimator()->set_name("quantization_error");
+  method.mutable_recency_policy()->set_name("none");
+  method.mutable_budget()->set_effective_bits(4);
+  ASSERT_OK(ParseTextProto(
+      R"(name: "pareto_search" options {
+           [type.googleapis.com/kvmix.ParetoSearchOptions] {
+             loss: KL_DIVERGENCE population: 8 generations: 3
+           }
+         })",
+      "test", *method.mutable_bit_allocator()));
+  ASSERT_OK(ResolveConfig(config_));
+  const auto losses = [&] {
+    const fs::path folder = output_ + "/plan_losses";
+    EXPECT_EQ(
+        std::distance(fs::directory_iterator(folder), fs::directory_iterator()),
+        1);
+    StoredPlanLosses stored;
+    EXPECT_OK(ReadTextProto(fs::directory_iterator(folder)->path(), stored));
+    return stored;
+  };
+  config_.set_threads(1);
+  ASSERT_OK_AND_ASSIGN(const ExperimentResult one, RunExperiment(config_));
+  const StoredPlanLosses first = losses();
+  EXPECT_GT(first.plan_size(), 8);
+  EXPECT_LE(first.plan_size(), 8 * 4);
+  fs::remove_all(output_);
+  config_.set_threads(3);
+  ASSERT_OK_AND_ASSIGN(const ExperimentResult three, RunExperiment(config_));
+  EXPECT_EQ(PrintTextProto(losses()), PrintTextProto(first));
+  EXPECT_EQ(PrintTextProto(three.record.method(1).plan()),
+            PrintTextProto(one.record.method(1).plan()));
+  // What is kept is believed: with all losses but one plan's raised, it is
+  // taken.
+  StoredPlanLosses raised = first;
+  for (auto& [plan, loss] : *raised.mutable_plan())
+    loss.set_kl_divergence(loss.kl_divergence() + 100);
+  const std::string path =
+      absl::StrCat(output_, "/plan_losses/", first.key(), ".textproto");
+  raised.mutable_plan()->begin()->second.set_kl_divergence(-1);
+  ASSERT_OK(WriteTextProto(raised, path));
+  ASSERT_OK_AND_ASSIGN(const ExperimentResult misled, RunExperiment(config_));
+  EXPECT_EQ(Fingerprint(misled.record.method(1).plan().SerializeAsString()),
+            raised.plan().begin()->first);
 }
 
 TEST_F(RunExperimentTest, APlanCanBeRunAsItIs) {

@@ -235,7 +235,8 @@ absl::StatusOr<RunnableMethod> Allocate(const Method& method,
                                         const ImportanceProfile& profile,
                                         const CacheShape& shape,
                                         const Evaluation& evaluation,
-                                        uint64_t seed) {
+                                        uint64_t seed,
+                                        const TrialSetting* trials) {
   RunnableMethod runnable;
   runnable.name = method.name();
   KVMIX_ASSIGN_OR_RETURN(
@@ -271,6 +272,14 @@ absl::StatusOr<RunnableMethod> Allocate(const Method& method,
     context.choices = &formats->choices;
     context.costs = formats->costs.get();
     context.budget_bytes = formats->budget_bytes;
+  }
+  std::optional<ModelPlanEvaluator> evaluator;
+  if (trials != nullptr) {
+    context.evaluator =
+        &evaluator.emplace(*trials, runnable,
+                           PrintTextProto(method.recency_policy()) +
+                               PrintTextProto(method.eviction_policy()),
+                           profile);
   }
   KVMIX_ASSIGN_OR_RETURN(runnable.plan, allocator->Allocate(profile, context));
   KVMIX_RETURN_IF_ERROR(CalibratePlan(profile, runnable.plan));

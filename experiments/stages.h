@@ -24,6 +24,7 @@
 #include "experiments/observe_prompts.h"
 #include "experiments/offered_formats.h"
 #include "experiments/record.pb.h"
+#include "experiments/trial_plans.h"
 #include "experiments/windows.h"
 
 namespace kvmix {
@@ -60,13 +61,15 @@ absl::StatusOr<StoredProfile> Profile(LoadedModel& model,
 
 // Turns a profile into a plan and makes the method's policies. `profile` may be
 // empty for a method that needs none; see NeedsProfile. Costs of a budget with
-// a context_length are measured on caches filled as `evaluation` says. Errors:
-// a plan above the method's budget.
+// a context_length are measured on caches filled as `evaluation` says. An
+// allocator that has plans run does so on `trials`; null: there is no model.
+// Errors: a plan above the method's budget.
 absl::StatusOr<RunnableMethod> Allocate(const Method& method,
                                         const ImportanceProfile& profile,
                                         const CacheShape& shape,
                                         const Evaluation& evaluation,
-                                        uint64_t seed);
+                                        uint64_t seed,
+                                        const TrialSetting* trials = nullptr);
 
 absl::StatusOr<bool> NeedsProfile(const Method& method);
 

@@ -10,8 +10,8 @@ PACKAGES=(
   bazel-bootstrap bazel-platforms bazel-rules-java bazel-rules-proto bazel-skylib
   g++ protobuf-compiler ca-certificates git procps
   # libraries
-  libabsl-dev libbenchmark-dev libboost-context-dev libeigen3-dev libglpk-dev libgmock-dev libgtest-dev libhwy-dev libpcre2-dev
-  libprotobuf-dev librandom123-dev libutf8proc-dev libxxhash-dev nlohmann-json3-dev
+  libabsl-dev libbenchmark-dev libboost-context-dev libeigen3-dev libglpk-dev libgmock-dev libgtest-dev libhwy-dev libpagmo-dev
+  libpcre2-dev libprotobuf-dev librandom123-dev libutf8proc-dev libxxhash-dev nlohmann-json3-dev
 )
 
 # Single tests need these; without them they are skipped, and say so.

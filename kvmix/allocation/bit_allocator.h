@@ -2,12 +2,14 @@
 //
 // It sees scores, never traces. One that is told bits turns them into formats
 // through the experiment's quantizer; one that keeps to a budget chooses among
-// the formats that it is offered, whose bytes it is told.
+// the formats that it is offered, whose bytes it is told. One that searches may
+// have plans run on the model.
 #pragma once
 
 #include <cstdint>
 
 #include "absl/status/statusor.h"
+#include "kvmix/allocation/plan_evaluator.h"
 #include "kvmix/budget.h"
 #include "kvmix/cache_plan.pb.h"
 #include "kvmix/importance_profile.pb.h"
@@ -26,6 +28,8 @@ struct AllocationContext {
   const FormatChoices* choices = nullptr;
   const LayerCosts* costs = nullptr;
   int64_t budget_bytes = 0;
+  // Runs the model under trial plans; null where there is no model.
+  const PlanEvaluator* evaluator = nullptr;
 };
 
 class BitAllocator {

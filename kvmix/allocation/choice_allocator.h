@@ -22,14 +22,16 @@ class ChoiceAllocator : public BitAllocator {
       const AllocationContext& context) const final {
     KVMIX_ASSIGN_OR_RETURN(const ChoiceTable table,
                            LossesOfChoices(profile, context, trust_scores_));
-    return PlanFromChoices(Choose(table, context), *context.choices);
+    KVMIX_ASSIGN_OR_RETURN(const std::vector<int> chosen,
+                           Choose(table, context));
+    return PlanFromChoices(chosen, *context.choices);
   }
 
  protected:
   // A choice for every item, within context.budget_bytes, which the cheapest
   // choices do not exceed.
-  virtual std::vector<int> Choose(const ChoiceTable& table,
-                                  const AllocationContext& context) const = 0;
+  virtual absl::StatusOr<std::vector<int>> Choose(
+      const ChoiceTable& table, const AllocationContext& context) const = 0;
 
  private:
   const bool trust_scores_;

@@ -121,7 +121,7 @@ TEST_P(BitAllocatorConformanceTest, TheBudgetIsNeverExceeded) {
   BudgetProblem problem({1, 2, 3, 4, 8, 16}, 7);
   problem.SetRandomLosses(3);
   const int64_t least = 14 * 100;
-  for (int64_t budget = least - 1; budget < 14 * 1700; budget += 99) {
+  for (int64_t budget = least - 1; budget < 14 * 1700; budget += 499) {
     for (int64_t bytes : {budget, budget + 1}) {
       problem.budget_bytes = bytes;
       const absl::StatusOr<CachePlan> plan =

@@ -18,8 +18,9 @@ class Greedy final : public ChoiceAllocator {
   using ChoiceAllocator::ChoiceAllocator;
 
  protected:
-  std::vector<int> Choose(const ChoiceTable& table,
-                          const AllocationContext& context) const override {
+  absl::StatusOr<std::vector<int>> Choose(
+      const ChoiceTable& table,
+      const AllocationContext& context) const override {
     std::vector<int> chosen = CheapestChoices(table);
     TakeBestSteps(table, context.budget_bytes, chosen);
     return chosen;

@@ -17,8 +17,9 @@ class Knapsack final : public ChoiceAllocator {
   using ChoiceAllocator::ChoiceAllocator;
 
  protected:
-  std::vector<int> Choose(const ChoiceTable& table,
-                          const AllocationContext& context) const override {
+  absl::StatusOr<std::vector<int>> Choose(
+      const ChoiceTable& table,
+      const AllocationContext& context) const override {
     return SolveKnapsack(table, context.budget_bytes);
   }
 };

@@ -70,8 +70,9 @@ class WaterFilling final : public ChoiceAllocator {
   using ChoiceAllocator::ChoiceAllocator;
 
  protected:
-  std::vector<int> Choose(const ChoiceTable& table,
-                          const AllocationContext& context) const override {
+  absl::StatusOr<std::vector<int>> Choose(
+      const ChoiceTable& table,
+      const AllocationContext& context) const override {
     const std::vector<DistortionCurve> curves = CurvesOf(table, context);
     std::vector<int> chosen = WithinWater(table, curves, context);
     ChoiceTable fitted = table;

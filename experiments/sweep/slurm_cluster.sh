@@ -2,7 +2,8 @@
 # A Slurm cluster of two nodes, n1 and n2, on this machine alone, for tests: slurm_cluster.sh up FOLDER CPUS | down FOLDER.
 #
 # All of it belongs to the user who starts it, its authentication too (a munged of its own), and lies in FOLDER; ports are
-# free ones. A job whose node died starts again after cred_expire seconds, 120 if one does not say. Then SLURM_CONF=FOLDER/slurm.conf is what sbatch and the others need. n2 has a device that counts as a GPU.
+# free ones. A job whose node died starts again after cred_expire seconds, 120 if one does not say. SLURM_CONF=FOLDER/slurm.conf
+# is what sbatch and the others need. n2 has a device that counts as a GPU.
 set -euo pipefail
 command=$1 folder=$2
 export SLURM_CONF=$folder/slurm.conf
@@ -58,6 +59,8 @@ NodeName=n2 NodeHostname=$host NodeAddr=127.0.0.1 Port=$(free_port) CPUs=$cpus G
 PartitionName=local Nodes=n1,n2 Default=YES MaxTime=60 State=UP
 CONF
   echo "NodeName=n2 Name=gpu File=/dev/null" > "$folder/gres.conf"
+  # No control group is used, but a slurmd that has to find the kind of them fails where none is mounted.
+  echo "CgroupPlugin=cgroup/v1" > "$folder/cgroup.conf"
   /usr/sbin/slurmctld -c -f "$SLURM_CONF"
   for node in n1 n2; do /usr/sbin/slurmd -N $node -f "$SLURM_CONF"; done
   for _ in $(seq 60); do

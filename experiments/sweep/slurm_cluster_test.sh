@@ -4,6 +4,7 @@
 set -uo pipefail
 kvmix=$PWD/experiments/kvmix
 cluster=$PWD/experiments/sweep/slurm_cluster.sh
+trial=$PWD/experiments/sweep/trial.textproto
 failures=0
 
 fail() {
@@ -26,25 +27,10 @@ export SLURM_CONF=$work/cluster/slurm.conf
 trap '"$cluster" down "$work/cluster"; rm -rf "$work"' EXIT
 cd "$work"
 
+cp "$trial" .
 cat > sweep.textproto <<'CONFIG'
-name: "trial"
-seed: 1
-model { path: "embedded" }
+include: "trial.textproto"
 dataset { name: "stories" synthetic { task: "story" documents: 8 tokens: 400 } }
-profile { num_prompts: 2 prompt_tokens: 60 }
-speed { skip: true }
-importance_estimator { name: "gradient_norm" }
-quantizer { name: "group_affine" }
-recency_policy { name: "none" }
-eviction_policy { name: "keep_all" }
-method {
-  name: "FP16"
-  bit_allocator {
-    name: "uniform"
-    options { [type.googleapis.com/kvmix.UniformOptions] { key_bits: 16 value_bits: 16 } }
-  }
-}
-method { name: "KVmix" bit_allocator { name: "top_fraction" } }
 sweep {
   axis { path: "method[1].bit_allocator.options.high_fraction" value: "0" value: "0.3" value: "0.6" value: "1" }
 }

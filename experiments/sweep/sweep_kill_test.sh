@@ -11,25 +11,10 @@ fail() {
   failures=$((failures + 1))
 }
 
+cp experiments/sweep/trial.textproto "$work"
 cat > "$work/sweep.textproto" <<'CONFIG'
-name: "trial"
-seed: 1
-model { path: "embedded" }
+include: "trial.textproto"
 dataset { name: "stories" synthetic { task: "story" documents: 3 tokens: 150 } }
-profile { num_prompts: 2 prompt_tokens: 60 }
-speed { skip: true }
-importance_estimator { name: "gradient_norm" }
-quantizer { name: "group_affine" }
-recency_policy { name: "none" }
-eviction_policy { name: "keep_all" }
-method {
-  name: "FP16"
-  bit_allocator {
-    name: "uniform"
-    options { [type.googleapis.com/kvmix.UniformOptions] { key_bits: 16 value_bits: 16 } }
-  }
-}
-method { name: "KVmix" bit_allocator { name: "top_fraction" } }
 sweep {
   axis { path: "method[1].bit_allocator.options.high_fraction" value: "0" value: "0.3" value: "0.6" }
   seed: 1

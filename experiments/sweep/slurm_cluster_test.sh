@@ -27,10 +27,11 @@ export SLURM_CONF=$work/cluster/slurm.conf
 trap '"$cluster" down "$work/cluster"; rm -rf "$work"' EXIT
 cd "$work"
 
+# Cells of some seconds: a cell must be caught in its middle.
 cp "$trial" .
 cat > sweep.textproto <<'CONFIG'
 include: "trial.textproto"
-dataset { name: "stories" synthetic { task: "story" documents: 8 tokens: 400 } }
+dataset { name: "stories" synthetic { task: "story" documents: 40 tokens: 400 } }
 sweep {
   axis { path: "method[1].bit_allocator.options.high_fraction" value: "0" value: "0.3" value: "0.6" value: "1" }
 }

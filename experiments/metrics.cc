@@ -207,16 +207,18 @@ ClusteredMean MeanOverClusters(absl::Span<const double> sums,
 
 Quality SummarizeQuality(absl::Span<const WindowRecord> windows, int method) {
   Quality quality;
-  Series nll, difference;
+  Series nll, difference, divergence;
   std::vector<double> kl;
   int64_t agreements = 0;
   for (const WindowRecord& window : windows) {
     const WindowMethod& own = window.method(method);
     nll.StartWindow();
     difference.StartWindow();
+    divergence.StartWindow();
     for (int i = 0; i < own.nll_size(); ++i) {
       nll.Add(own.nll(i));
       difference.Add(own.nll(i) - window.method(0).nll(i));
+      divergence.Add(own.kl(i));
       agreements += own.top1(i);
     }
     kl.insert(kl.end(), own.kl().begin(), own.kl().end());
@@ -235,9 +237,8 @@ Quality SummarizeQuality(absl::Span<const WindowRecord> windows, int method) {
     quality.set_word_perplexity(std::exp(nll.sum() / quality.words()));
   quality.set_nll_difference(difference.Mean().mean);
   quality.set_nll_difference_stderr(difference.Mean().standard_error);
-  double kl_sum = 0;
-  for (double value : kl) kl_sum += value;
-  quality.set_kl_mean(kl_sum / kl.size());
+  quality.set_kl_mean(divergence.Mean().mean);
+  quality.set_kl_stderr(divergence.Mean().standard_error);
   quality.set_kl_median(Quantile(kl, 0.5));
   quality.set_kl_p99(Quantile(kl, 0.99));
   quality.set_top1_agreement(static_cast<double>(agreements) / kl.size());

@@ -145,6 +145,8 @@ TEST(MetricsTest, QualityMatchesAHandComputation) {
   EXPECT_NEAR(own.word_perplexity(), std::exp(12.0 / 3), 1e-9);
   EXPECT_EQ(own.nll_difference(), 1);
   EXPECT_EQ(own.kl_mean(), 1.5);
+  // Window sums 2 and 4 against 1.5 a token: residuals -1 and 1.
+  EXPECT_NEAR(own.kl_stderr(), std::sqrt(2.0 * (1 + 1)) / 4, 1e-12);
   EXPECT_EQ(own.kl_median(), 1.5);
   EXPECT_NEAR(own.kl_p99(), 2, 1e-12);
   EXPECT_EQ(own.top1_agreement(), 0.5);

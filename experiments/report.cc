@@ -39,6 +39,7 @@ Json QualityJson(const Quality& quality) {
                {"perplexity_stderr", quality.perplexity_stderr()},
                {"word_perplexity", quality.word_perplexity()},
                {"kl_mean", quality.kl_mean()},
+               {"kl_stderr", quality.kl_stderr()},
                {"kl_median", quality.kl_median()},
                {"kl_p99", quality.kl_p99()},
                {"top1_agreement", quality.top1_agreement()},
@@ -253,7 +254,7 @@ std::string MetricsJson(const ExperimentConfig& config, const RunRecord& record,
 
 Table SummaryTable(const RunRecord& record, const Timings& timings) {
   Table table;
-  table.header = {"method", "PPL", "+-", "KL mean", "KL p99", "top-1"};
+  table.header = {"method", "PPL", "+-", "KL mean", "+-", "KL p99", "top-1"};
   const auto& datasets = record.method(0).dataset();
   for (int i = 0; i < datasets.size(); ++i)
     AddColumnsOfMore(datasets[i], i == 0, table.header);
@@ -269,13 +270,13 @@ Table SummaryTable(const RunRecord& record, const Timings& timings) {
     const Memory& memory = method.dataset(0).memory();
     std::vector<std::string> row = {method.name()};
     if (quality.tokens() > 0) {
-      row.insert(
-          row.end(),
-          {Perplexity(quality.perplexity()), Short(quality.perplexity_stderr()),
-           Short(quality.kl_mean()), Short(quality.kl_p99()),
-           absl::StrFormat("%.1f %%", 100 * quality.top1_agreement())});
+      row.insert(row.end(),
+                 {Perplexity(quality.perplexity()),
+                  Short(quality.perplexity_stderr()), Short(quality.kl_mean()),
+                  Short(quality.kl_stderr()), Short(quality.kl_p99()),
+                  absl::StrFormat("%.1f %%", 100 * quality.top1_agreement())});
     } else {
-      row.resize(6, "-");  // continuations: no token was scored
+      row.resize(7, "-");  // continuations: no token was scored
     }
     for (int i = 0; i < method.dataset_size(); ++i)
       AddCellsOfMore(method.dataset(i), i == 0, row);
@@ -305,6 +306,7 @@ Table FullTable(const RunRecord& record, const Timings& timings) {
                   "nll_difference",
                   "nll_difference_stderr",
                   "kl_mean",
+                  "kl_stderr",
                   "kl_median",
                   "kl_p99",
                   "top1_agreement",
@@ -344,7 +346,7 @@ Table FullTable(const RunRecord& record, const Timings& timings) {
       for (double value :
            {q.perplexity(), q.perplexity_stderr(), q.word_perplexity(), q.nll(),
             q.nll_difference(), q.nll_difference_stderr(), q.kl_mean(),
-            q.kl_median(), q.kl_p99(), q.top1_agreement()})
+            q.kl_stderr(), q.kl_median(), q.kl_p99(), q.top1_agreement()})
         row.push_back(q.tokens() > 0 ? Exact(value) : "");
       row.push_back(absl::StrCat(q.tokens()));
       row.push_back(absl::StrCat(q.windows()));

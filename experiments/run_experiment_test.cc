@@ -98,8 +98,9 @@ TEST_F(RunExperimentTest, WritesEverythingThatTheReportPromises) {
   ASSERT_EQ(json["rows"].size(), 3u);
   const auto& row = json["rows"][1];
   EXPECT_EQ(row["method"], "KVmix");
-  for (const char* name : {"perplexity", "perplexity_stderr", "word_perplexity",
-                           "kl_mean", "kl_p99", "top1_agreement", "tokens"})
+  for (const char* name :
+       {"perplexity", "perplexity_stderr", "word_perplexity", "kl_mean",
+        "kl_stderr", "kl_p99", "top1_agreement", "tokens"})
     EXPECT_TRUE(row["quality"][name].is_number()) << name;
   for (const char* name :
        {"key_effective_bits", "value_effective_bits", "key_nominal_bits",

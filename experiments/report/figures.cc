@@ -71,18 +71,16 @@ struct YValue {
   double (*error)(const DatasetRecord&);
 };
 
-double NoError(const DatasetRecord&) { return 0; }
-
 // The measures that a dataset is plotted by.
 std::vector<YValue> YValues(const DatasetRecord& dataset) {
   std::vector<YValue> values;
   if (dataset.quality().tokens() > 0) {
-    values.push_back({"KL mean, nats per token",
-                      [](const DatasetRecord& d) {
-                        return d.quality().kl_mean() > 0 ? d.quality().kl_mean()
-                                                         : kNone;
-                      },
-                      NoError});
+    values.push_back(
+        {"KL mean, nats per token",
+         [](const DatasetRecord& d) {
+           return d.quality().kl_mean() > 0 ? d.quality().kl_mean() : kNone;
+         },
+         [](const DatasetRecord& d) { return d.quality().kl_stderr(); }});
     values.push_back(
         {"perplexity",
          [](const DatasetRecord& d) { return d.quality().perplexity(); },
@@ -137,7 +135,7 @@ void AddPareto(const RunGroup& group, std::vector<Figure>& figures) {
            .caption = absl::StrCat(
                "Lower left is better; the line joins what nothing beats. ",
                rows[0].run->record.mode(), ", ", Judge(dataset).samples,
-               " samples. Bars: standard error of the difference to full "
+               " samples. Bars: standard error, paired with full "
                "precision."),
            .svg = Draw(plot),
            .data = std::move(data),
@@ -405,7 +403,7 @@ std::vector<AgainstValue> AgainstValues(const RunGroup& group) {
   std::vector<AgainstValue> values = {
       {"KL mean, nats per token",
        [](const Row& r) { return First(r).quality().kl_mean(); },
-       [](const Row&) { return 0.0; }},
+       [](const Row& r) { return First(r).quality().kl_stderr(); }},
       {"loss in nats against full precision",
        [](const Row& r) { return First(r).quality().nll_difference(); },
        [](const Row& r) { return First(r).quality().nll_difference_stderr(); }},
@@ -601,7 +599,8 @@ void AddPlaces(const RunGroup& group, std::vector<Figure>& figures) {
 
 // What a group of prompts lost: the task's score, or else the divergence.
 Measured GroupLoss(const TaskQuality* task, const Quality& quality) {
-  if (task == nullptr) return {.value = quality.kl_mean()};
+  if (task == nullptr)
+    return {.value = quality.kl_mean(), .error = quality.kl_stderr()};
   return {.value = -task->score_difference(),
           .error = task->score_difference_stderr()};
 }

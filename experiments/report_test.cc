@@ -166,8 +166,8 @@ TEST(SummaryTableTest, ContinuationsHaveNoPerplexity) {
   const Table summary = SummaryTable(record, {});
   EXPECT_EQ(summary.rows[0][1], "-");
   EXPECT_EQ(summary.rows[0].size(), summary.header.size());
-  EXPECT_EQ(summary.header[6], "text F1");
-  EXPECT_EQ(summary.rows[0][6], "50.0 %");
+  EXPECT_EQ(summary.header[7], "text F1");
+  EXPECT_EQ(summary.rows[0][7], "50.0 %");
   const Table full = FullTable(record, {});
   EXPECT_EQ(full.header[2], "perplexity");
   EXPECT_EQ(full.rows[0][2], "");

@@ -71,6 +71,7 @@ struct BenchBandwidth {
 };
 
 struct BenchReport {
+  std::string command;  // as typed; empty if it came from elsewhere
   bool throughput = false;
   int prompt_tokens = 0;
   int decode_tokens = 0;

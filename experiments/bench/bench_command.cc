@@ -159,8 +159,8 @@ absl::Status BenchCommand(absl::Span<const std::string> args,
     std::cout << FormatProfileBench(report, output);
     return absl::OkStatus();
   }
-  KVMIX_ASSIGN_OR_RETURN(const BenchReport report,
-                         RunBench(flags.generate, &stop));
+  KVMIX_ASSIGN_OR_RETURN(BenchReport report, RunBench(flags.generate, &stop));
+  report.command = absl::StrCat("kvmix bench ", absl::StrJoin(args, " "));
   std::cout << FormatBench(report, output);
   if (flags.figure.empty()) return absl::OkStatus();
   return WriteFileAtomically(ResolvePath(flags.figure), BenchFigureSvg(report));

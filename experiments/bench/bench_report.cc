@@ -85,6 +85,7 @@ Json RowsJson(const BenchReport& report) {
 
 std::string BenchJson(const BenchReport& report) {
   Json json = HeaderJson("generate");
+  json["command"] = report.command;
   json["weight_bytes"] = report.weight_bytes;
   json["read_bandwidth"] = Json::array();
   for (const BenchBandwidth& read : report.bandwidth) {

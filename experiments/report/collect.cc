@@ -42,6 +42,27 @@ absl::StatusOr<ReportedRun> ReadRun(const std::string& folder) {
   return run;
 }
 
+// Throws nlohmann's exception if a field is of another kind.
+ReportedBench BenchRowOf(const nlohmann::json& json,
+                         const nlohmann::json& row) {
+  return {.model = row.value("model", ""),
+          .kv = row.value("kv", ""),
+          .device = row.value("device", ""),
+          .command = json.value("command", "kvmix bench --output=json"),
+          .depth = row.value("depth", int64_t{0}),
+          .batch = row.value("batch", int64_t{0}),
+          .threads = row.value("threads", int64_t{0}),
+          .prefill = row.value("prefill_tokens_per_second", 0.0),
+          .decode = row.value("decode_tokens_per_second", 0.0),
+          .decode_low = row.value("decode_low", 0.0),
+          .decode_high = row.value("decode_high", 0.0),
+          .throughput = row.value("throughput_tokens_per_second", 0.0),
+          .throughput_low = row.value("throughput_low", 0.0),
+          .throughput_high = row.value("throughput_high", 0.0),
+          .cache_bytes = row.value("cache_bytes", 0.0),
+          .weight_bytes = json.value("weight_bytes", 0.0)};
+}
+
 absl::Status ReadBench(const std::string& path, ReportInput& input) {
   KVMIX_ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
   const auto json = nlohmann::json::parse(text, nullptr, false);
@@ -49,20 +70,14 @@ absl::Status ReadBench(const std::string& path, ReportInput& input) {
     return absl::InvalidArgumentError(
         absl::StrCat(path, " is not what kvmix bench --output=json writes"));
   }
-  for (const auto& row : json["rows"]) {
-    if (!row.contains("kv")) continue;  // timings of estimators
-    input.bench.push_back(
-        {.model = row.value("model", ""),
-         .kv = row.value("kv", ""),
-         .depth = row.value("depth", int64_t{0}),
-         .batch = row.value("batch", int64_t{0}),
-         .threads = row.value("threads", int64_t{0}),
-         .prefill = row.value("prefill_tokens_per_second", 0.0),
-         .decode = row.value("decode_tokens_per_second", 0.0),
-         .decode_low = row.value("decode_low", 0.0),
-         .decode_high = row.value("decode_high", 0.0),
-         .cache_bytes = row.value("cache_bytes", 0.0),
-         .weight_bytes = json.value("weight_bytes", 0.0)});
+  try {
+    for (const auto& row : json["rows"]) {
+      // Timings of estimators have none.
+      if (row.contains("kv")) input.bench.push_back(BenchRowOf(json, row));
+    }
+  } catch (const nlohmann::json::exception& error) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        path, " is not what kvmix bench --output=json writes: ", error.what()));
   }
   return absl::OkStatus();
 }

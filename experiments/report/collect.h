@@ -29,9 +29,12 @@ struct ReportedRun {
 
 // A row of `kvmix bench --output=json`.
 struct ReportedBench {
-  std::string model, kv;
+  std::string model, kv, device;
+  std::string command;  // that wrote it
   int64_t depth = 0, batch = 0, threads = 0;
   double prefill = 0, decode = 0, decode_low = 0, decode_high = 0;
+  // Of batches that were served whole; 0: they were not.
+  double throughput = 0, throughput_low = 0, throughput_high = 0;
   double cache_bytes = 0, weight_bytes = 0;
 };
 

@@ -650,44 +650,72 @@ void AddGroups(const RunGroup& group, std::vector<Figure>& figures) {
   }
 }
 
+// What of a row of a benchmark is drawn against its batch.
+struct BatchSpeed {
+  std::string title, y_label;
+  double value = 0, low = 0, high = 0;
+};
+
+BatchSpeed SpeedOf(const ReportedBench& row) {
+  const std::string where =
+      row.threads > 0 ? absl::StrCat(row.threads, " threads") : row.device;
+  if (row.throughput > 0) {
+    return {
+        .title = absl::StrCat("Batches served whole, ", row.model, ", ", where),
+        .y_label = "tokens that came out a second, prompts included",
+        .value = row.throughput,
+        .low = row.throughput_low,
+        .high = row.throughput_high};
+  }
+  return {.title = absl::StrCat("Throughput against batch, ", row.model,
+                                ", depth ", row.depth, ", ", where),
+          .y_label = "decode tok/s, whole batch",
+          .value = row.decode,
+          .low = row.decode_low,
+          .high = row.decode_high};
+}
+
 void AddThroughput(const std::vector<ReportedBench>& bench,
                    std::vector<Figure>& figures) {
-  std::map<std::string, std::vector<const ReportedBench*>> models;
+  std::map<std::string, std::vector<const ReportedBench*>> by_title;
   for (const ReportedBench& row : bench)
-    models[absl::StrCat(row.model, ", depth ", row.depth, ", ", row.threads,
-                        " threads")]
-        .push_back(&row);
-  for (const auto& [model, rows] : models) {
+    by_title[SpeedOf(row).title].push_back(&row);
+  for (const auto& [title, rows] : by_title) {
+    plot::XyPlot plot = {.x_label = "batch",
+                         .y_label = SpeedOf(*rows[0]).y_label};
     std::map<std::string, plot::Series> series;
     std::set<int64_t> batches;
     Table data;
-    data.header = {"kv",     "batch",   "decode tokens per second",
+    data.header = {"kv",     "batch",   "tokens per second",
                    "lowest", "highest", "cache bytes"};
     for (const ReportedBench* row : rows) {
+      const BatchSpeed speed = SpeedOf(*row);
       plot::Series& line = series[row->kv];
       line.name = row->kv;
       line.line = true;
       batches.insert(row->batch);
       line.points.push_back(
-          {static_cast<double>(row->batch), row->decode,
-           (row->decode_high - row->decode_low) / 2,
+          {static_cast<double>(row->batch), speed.value,
+           (speed.high - speed.low) / 2,
            absl::StrFormat("%s, batch %d: %s tok/s, caches %.1f MiB", row->kv,
-                           row->batch, Short(row->decode),
+                           row->batch, Short(speed.value),
                            row->cache_bytes / (1 << 20))});
       data.rows.push_back({row->kv, absl::StrCat(row->batch),
-                           Exact(row->decode), Exact(row->decode_low),
-                           Exact(row->decode_high), Exact(row->cache_bytes)});
+                           Exact(speed.value), Exact(speed.low),
+                           Exact(speed.high), Exact(row->cache_bytes)});
     }
     if (batches.size() < 2) continue;
-    plot::XyPlot plot = {.x_label = "batch",
-                         .y_label = "decode tok/s, whole batch"};
     for (auto& [name, line] : series) plot.series.push_back(std::move(line));
-    figures.push_back({.id = Id("throughput " + model),
-                       .title = "Throughput against batch, " + model,
-                       .caption = "Medians; bars: half of lowest to highest.",
-                       .svg = Draw(plot),
-                       .data = std::move(data),
-                       .command = "kvmix bench --output=json"});
+    figures.push_back(
+        {.id = Id(absl::StrCat("throughput ", title)),
+         .title = title,
+         .caption = rows[0]->throughput > 0
+                        ? "Prompts and decode steps of whole batches; with "
+                          "--batch=max a line ends where memory is full."
+                        : "Medians; bars: half of lowest to highest.",
+         .svg = Draw(plot),
+         .data = std::move(data),
+         .command = rows[0]->command});
   }
 }
 

@@ -287,6 +287,41 @@ TEST(FiguresTest, ScoresAreRankedAgainstKl) {
   FAIL() << "no figure of scores";
 }
 
+TEST_F(ReportPageTest, BatchesThatWereServedWholeAreDrawnByThemselves) {
+  ASSERT_OK(WriteFileAtomically(folder_ + "/bench/bench.json", R"({
+    "command": "kvmix bench --batch=1,max",
+    "rows": [
+      {"model": "m", "device": "CPU", "threads": 2, "kv": "fp16", "batch": 1,
+       "depth": 8, "decode_tokens_per_second": 5},
+      {"model": "m", "device": "CPU", "threads": 2, "kv": "fp16", "batch": 2,
+       "depth": 8, "decode_tokens_per_second": 7},
+      {"model": "m", "device": "CUDA", "threads": 0, "kv": "fp16", "batch": 1,
+       "throughput_tokens_per_second": 11, "throughput_low": 10,
+       "throughput_high": 12, "cache_bytes": 1048576},
+      {"model": "m", "device": "CUDA", "threads": 0, "kv": "fp16", "batch": 9,
+       "throughput_tokens_per_second": 80}]})"));
+  ASSERT_OK_AND_ASSIGN(const ReportInput input,
+                       CollectRecords({folder_ + "/bench"}));
+  const std::vector<Figure> figures = MakeFigures(input);
+  ASSERT_EQ(figures.size(), 2u);
+  EXPECT_EQ(figures[0].title, "Batches served whole, m, CUDA");
+  EXPECT_EQ(figures[0].command, "kvmix bench --batch=1,max");
+  EXPECT_THAT(figures[0].data.rows[0],
+              ::testing::ElementsAre("fp16", "1", "11", "10", "12", "1048576"));
+  EXPECT_THAT(figures[0].svg, HasSubstr("fp16, batch 9: 80 tok/s"));
+  EXPECT_EQ(figures[1].title,
+            "Throughput against batch, m, depth 8, 2 threads");
+  EXPECT_THAT(figures[1].svg, HasSubstr("batch 2: 7 tok/s"));
+}
+
+TEST_F(ReportPageTest, ABenchmarkWithAFieldOfAnotherKindIsAnError) {
+  ASSERT_OK(WriteFileAtomically(folder_ + "/bench.json",
+                                R"({"rows": [{"kv": "fp16", "batch": "1"}]})"));
+  EXPECT_THAT(CollectRecords({folder_}),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       HasSubstr("bench.json is not what kvmix bench")));
+}
+
 TEST_F(ReportPageTest, WhatIsNoRecordIsSaid) {
   EXPECT_THAT(CollectRecords({"/none"}),
               StatusIs(absl::StatusCode::kNotFound, HasSubstr("/none")));

@@ -402,6 +402,7 @@ std::string ConfigText(const ExperimentConfig& config) {
   results.clear_threads();
   results.clear_output();
   results.clear_speed();
+  results.mutable_profile()->clear_folder();
   // The methods hold what they took of the common components.
   results.clear_importance_estimator();
   results.clear_bit_allocator();

@@ -111,7 +111,8 @@ TEST(ConfigTest, TextLeavesOutWhatChangesNoResult) {
   ASSERT_OK_AND_ASSIGN(
       const ExperimentConfig b,
       LoadConfig(WriteConfig(kConfig),
-                 {"threads=2", "output=elsewhere", "speed.rounds=9"}));
+                 {"threads=2", "output=elsewhere", "speed.rounds=9",
+                  "profile.folder=elsewhere"}));
   ASSERT_OK_AND_ASSIGN(const ExperimentConfig c,
                        LoadConfig(WriteConfig(kConfig), {"seed=2"}));
   EXPECT_EQ(ConfigText(a), ConfigText(b));

@@ -24,9 +24,9 @@ done
 
 for config in experiments/configs/paper/*.textproto; do
   name=$(basename "$config" .textproto)
-  set=()
+  set=(--set "profile.folder=$output/profiles")  # one for all: most configs ask for the same
   if [[ -n $model ]]; then
-    set=(--set "model.path=$model")
+    set+=(--set "model.path=$model")
     if ! grep -q 'task {' "$config"; then
       # The text in place of the first dataset; profiles are made from behind what is scored.
       set+=(--set "dataset[0]={ name: \"text\" path: \"$text\" context_length: 1024 max_tokens: $tokens }")

@@ -168,6 +168,14 @@ TEST_F(RunExperimentTest, AProfileIsMadeOnceForAllAllocators) {
   ASSERT_OK_AND_ASSIGN(const ExperimentResult other, RunExperiment(config_));
   EXPECT_EQ(count(), 2);
   EXPECT_EQ(other.record.method(1).key_nominal_bits(), 2.5);
+
+  // Also for experiments that keep their results elsewhere.
+  config_.set_output(EmptyFolder("run_elsewhere"));
+  config_.mutable_profile()->set_folder(profiles);
+  ASSERT_OK_AND_ASSIGN(const ExperimentResult third, RunExperiment(config_));
+  EXPECT_EQ(count(), 2);
+  EXPECT_FALSE(fs::exists(config_.output() + "/profiles"));
+  EXPECT_EQ(third.record.fingerprint(), other.record.fingerprint());
 }
 
 // Whatever the threads: the search sees the same losses and takes the same way.

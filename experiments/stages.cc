@@ -118,7 +118,9 @@ ProfileRequest ProfileRequestOf(const ExperimentConfig& config,
                                    model.max_position());
               },
           .seed = config.seed(),
-          .folder = ResolvePath(config.output()) + "/profiles",
+          .folder = ResolvePath(config.profile().folder().empty()
+                                    ? config.output() + "/profiles"
+                                    : config.profile().folder()),
           .stop = stop};
 }
 

@@ -45,6 +45,7 @@ struct Partials {
 // Of one call, its memory kept for the next one.
 struct Workspace {
   std::vector<Task> tasks;
+  std::vector<int64_t> walks;  // ends of walks, in tasks
   Partials partials;
 };
 
@@ -114,8 +115,10 @@ class LayerAttention {
         options_(options),
         threads_(threads),
         tasks_(workspace.tasks),
+        walks_(workspace.walks),
         partials_(workspace.partials) {
     tasks_.clear();
+    walks_.clear();
   }
 
   void Run() {
@@ -124,13 +127,16 @@ class LayerAttention {
     partials_.max.resize(num_partials_);
     partials_.sum.resize(num_partials_);
     partials_.out.resize(num_partials_ * batch_[0].cache->shape().head_dim);
-    threads_.ParallelFor(static_cast<int64_t>(tasks_.size()),
-                         [this](int64_t task, int) { Attend(tasks_[task]); });
+    PlanWalks();
+    threads_.ParallelFor(static_cast<int64_t>(walks_.size()),
+                         [this](int64_t walk, int) { Walk(walk); });
     for (size_t i = 0; i < tasks_.size();) i = Combine(i);
   }
 
  private:
   void Plan(int item);
+  void PlanWalks();
+  void Walk(int64_t walk);
   void Attend(const Task& task);
   size_t Combine(size_t first);
   void ReadQueries(const Task& task, Scratch& scratch) const;
@@ -174,6 +180,7 @@ class LayerAttention {
   const AttentionOptions& options_;
   ThreadPool& threads_;
   std::vector<Task>& tasks_;
+  std::vector<int64_t>& walks_;
   Partials& partials_;
   int64_t num_partials_ = 0;  // rows
 };
@@ -213,6 +220,33 @@ void LayerAttention::Plan(int index) {
   }
 }
 
+// A walk is neighbouring ranges of the cache for one thread: what a range's
+// last tile prefetches is then what the thread reads next. Walks get shorter
+// towards the end, so that threads finish together.
+void LayerAttention::PlanWalks() {
+  const auto num_tasks = static_cast<int64_t>(tasks_.size());
+  const int64_t shares = 2 * threads_.num_threads();
+  for (int64_t task = 0; task < num_tasks;) {
+    const int64_t size = std::max<int64_t>(1, (num_tasks - task) / shares);
+    const int64_t limit = std::min(num_tasks, task + size);
+    do ++task;
+    while (task < limit && tasks_[task].partial >= 0);
+    walks_.push_back(task);
+  }
+}
+
+void LayerAttention::Walk(int64_t walk) {
+  const int64_t first = walk == 0 ? 0 : walks_[walk - 1];
+  const Task& task = tasks_[first];
+  if (RowsOf(task) <= kMaxPackedRows) {
+    const KvCache::Layer& layer = batch_[task.item].cache->layer(layer_);
+    const int head_dim = ShapeOf(task).head_dim;
+    PrefetchTokens(layer.keys[task.kv_head], task.first_token, head_dim);
+    PrefetchTokens(layer.values[task.kv_head], task.first_token, head_dim);
+  }
+  for (int64_t t = first; t < walks_[walk]; ++t) Attend(tasks_[t]);
+}
+
 // Queries times the scale, and times log2(e): the softmax is in base 2.
 void LayerAttention::ReadQueries(const Task& task, Scratch& scratch) const {
   const float scale = options_.scale * static_cast<float>(M_LOG2E);
@@ -229,6 +263,11 @@ void LayerAttention::MaskTile(const Task& task, int64_t first, int64_t last,
   const AttentionItem& item = batch_[task.item];
   const int group = GroupOf(task);
   const int padded = PaddedTokens(static_cast<int>(last - first));
+  const int64_t last_query = task.first_query + task.num_queries - 1;
+  if (padded == last - first &&
+      first >= FirstVisible(item, task.kv_head, last_query) &&
+      last <= LastVisible(item, task.kv_head, task.first_query))
+    return;  // every query sees all of it
   for (int r = 0; r < RowsOf(task); ++r, scores += stride) {
     const int64_t query = task.first_query + r / group;
     const int64_t from =

@@ -90,11 +90,17 @@ void SoftmaxTileImpl(float* scores, int64_t stride, int rows, int tokens,
                      float* max, float* sum, float* rescale) {
   const Floats d;
   const int padded = PaddedTokens(tokens);
-  for (int r = 0; r < rows; ++r, scores += stride) {
+  // First all maxima: a row's own makes its weights wait for each other.
+  for (int r = 0; r < rows; ++r) {
     auto highest = hn::Set(d, max[r]);
     for (int t = 0; t < padded; t += kLanes)
-      highest = hn::Max(highest, hn::Load(d, scores + t));
+      highest = hn::Max(highest, hn::Load(d, scores + r * stride + t));
     highest = hn::MaxOfLanes(d, highest);
+    rescale[r] = hn::GetLane(Exp2(hn::Sub(hn::Set(d, max[r]), highest)));
+    max[r] = hn::GetLane(highest);
+  }
+  for (int r = 0; r < rows; ++r, scores += stride) {
+    const auto highest = hn::Set(d, max[r]);
     auto total = hn::Zero(d), total2 = total;
     int t = 0;
     for (; t + 2 * kLanes <= padded; t += 2 * kLanes) {  // two chains at once
@@ -111,8 +117,6 @@ void SoftmaxTileImpl(float* scores, int64_t stride, int rows, int tokens,
       total = hn::Add(total, w);
     }
     total = hn::Add(total, total2);
-    rescale[r] = hn::GetLane(Exp2(hn::Sub(hn::Set(d, max[r]), highest)));
-    max[r] = hn::GetLane(highest);
     sum[r] = sum[r] * rescale[r] + hn::GetLane(hn::SumOfLanes(d, total));
   }
 }

@@ -36,36 +36,48 @@ struct BlockQueries {
     const int first = run.first_slice / per_block;
     const int blocks =
         (run.first_slice + run.num_slices - 1) / per_block + 1 - first;
-    const uint8_t* block = run.block + first * run.stride;
-    if constexpr (kInt8) FindSteps(format, block, run.stride, blocks, queries);
+    const Parameters from{
+        .inner = format.inner,
+        .scales = format.scales(run.block + first * run.stride),
+        .zeros = format.zeros(run.block + first * run.stride),
+        .stride = run.stride / static_cast<int64_t>(sizeof(Half))};
+    if constexpr (kInt8) FindSteps(from, blocks, queries);
     ManyVectors constants;
-    for (int b = 0; b < blocks; ++b, block += run.stride) {
+    for (int b = 0; b < blocks; ++b) {
       if constexpr (kInt8) {
-        Round(format, block, queries, middle, b * kRows, constants);
+        Round(from, b, queries, middle, constants);
       } else {
-        Scale(format, block, queries, b * kRows, constants);
+        Scale(from, b, queries, constants);
       }
     }
     ReduceMany(AddOp(), constants, blocks * kRows, constant);
   }
 
  private:
+  // Of the first block; those of the next one are `stride` halves further.
+  struct Parameters {
+    int inner;
+    const Half* scales;
+    const Half* zeros;
+    int64_t stride;
+  };
+
   // Steps from the largest scale of each channel; `scaled` of the first block
   // becomes the queries in steps.
-  HWY_INLINE void FindSteps(const LaneBlock& format, const uint8_t* block,
-                            int64_t stride, int blocks, const float* queries) {
+  HWY_INLINE void FindSteps(const Parameters from, int blocks,
+                            const float* queries) {
     const Floats d;
     FloatV bound[kRows];
     for (int r = 0; r < kRows; ++r) bound[r] = hn::Zero(d);
-    for (int c = 0; c < format.inner; c += kLanes) {
-      FloatV scale = LoadHalf(format.scales(block) + c);
+    for (int c = 0; c < from.inner; c += kLanes) {
+      FloatV scale = LoadHalf(from.scales + c);
       for (int b = 1; b < blocks; ++b)
-        scale = hn::Max(scale, LoadHalf(format.scales(block + b * stride) + c));
+        scale = hn::Max(scale, LoadHalf(from.scales + b * from.stride + c));
       for (int r = 0; r < kRows; ++r)
-        bound[r] = hn::Max(
-            bound[r],
-            hn::Mul(hn::Abs(hn::LoadU(d, queries + r * format.inner + c)),
-                    scale));
+        bound[r] =
+            hn::Max(bound[r],
+                    hn::Mul(hn::Abs(hn::LoadU(d, queries + r * from.inner + c)),
+                            scale));
     }
     ManyVectors bounds;
     alignas(64) float largest[kMany] = {};
@@ -74,34 +86,38 @@ struct BlockQueries {
     rounding.Set(largest, 127);
     for (int r = 0; r < kRows; ++r) {
       const FloatV inverse = hn::Set(d, rounding.inverse[r]);
-      for (int c = 0; c < format.inner; c += kLanes)
-        hn::Store(
-            hn::Mul(hn::LoadU(d, queries + r * format.inner + c), inverse), d,
-            scaled[r] + c);
+      for (int c = 0; c < from.inner; c += kLanes)
+        hn::Store(hn::Mul(hn::LoadU(d, queries + r * from.inner + c), inverse),
+                  d, scaled[r] + c);
     }
   }
 
-  HWY_INLINE void Round(const LaneBlock& format, const uint8_t* block,
-                        const float* queries, float middle, int at,
-                        ManyVectors& constants) {
+  // Stores of bytes may change anything, for all a compiler knows: what the
+  // loop needs are values of its own.
+  HWY_INLINE void Round(const Parameters from, int block, const float* queries,
+                        float middle, ManyVectors& constants) {
     const Floats d;
+    const Half* const scales = from.scales + block * from.stride;
+    const Half* const zeros = from.zeros + block * from.stride;
+    const int at = block * kRows;
     // Numbers of the middle code less what the bytes make of it: the zero
     // points, and the middle code times what rounding took.
     FloatV exact[kRows];
     IntV bytes[kRows];
+    const float* query[kRows];
     for (int r = 0; r < kRows; ++r) {
       exact[r] = hn::Zero(d);
       bytes[r] = hn::Zero(Ints());
+      query[r] = queries + r * from.inner;
     }
-    for (int c = 0; c < format.inner; c += kLanes) {
-      const FloatV scale = LoadHalf(format.scales(block) + c);
-      const FloatV number = hn::MulAdd(scale, hn::Set(d, middle),
-                                       LoadHalf(format.zeros(block) + c));
+    for (int c = 0; c < from.inner; c += kLanes) {
+      const FloatV scale = LoadHalf(scales + c);
+      const FloatV number =
+          hn::MulAdd(scale, hn::Set(d, middle), LoadHalf(zeros + c));
       for (int r = 0; r < kRows; ++r) {
         const FloatV steps = hn::Mul(hn::Load(d, scaled[r] + c), scale);
         bytes[r] = hn::Add(bytes[r], RoundToBytes(steps, rounded[at + r] + c));
-        exact[r] = hn::MulAdd(hn::LoadU(d, queries + r * format.inner + c),
-                              number, exact[r]);
+        exact[r] = hn::MulAdd(hn::LoadU(d, query[r] + c), number, exact[r]);
       }
     }
     for (int r = 0; r < kRows; ++r)
@@ -110,16 +126,19 @@ struct BlockQueries {
                                           exact[r]));
   }
 
-  HWY_INLINE void Scale(const LaneBlock& format, const uint8_t* block,
-                        const float* queries, int at, ManyVectors& constants) {
+  HWY_INLINE void Scale(const Parameters from, int block, const float* queries,
+                        ManyVectors& constants) {
     const Floats d;
+    const Half* const scales = from.scales + block * from.stride;
+    const Half* const zeros = from.zeros + block * from.stride;
+    const int at = block * kRows;
     FloatV zero_sum[kRows];
     for (int r = 0; r < kRows; ++r) zero_sum[r] = hn::Zero(d);
-    for (int c = 0; c < format.inner; c += kLanes) {
-      const FloatV scale = LoadHalf(format.scales(block) + c);
-      const FloatV zero = LoadHalf(format.zeros(block) + c);
+    for (int c = 0; c < from.inner; c += kLanes) {
+      const FloatV scale = LoadHalf(scales + c);
+      const FloatV zero = LoadHalf(zeros + c);
       for (int r = 0; r < kRows; ++r) {
-        const FloatV q = hn::LoadU(d, queries + r * format.inner + c);
+        const FloatV q = hn::LoadU(d, queries + r * from.inner + c);
         zero_sum[r] = hn::MulAdd(q, zero, zero_sum[r]);
         hn::Store(hn::Mul(q, scale), d, scaled[at + r] + c);
       }
@@ -127,30 +146,6 @@ struct BlockQueries {
     for (int r = 0; r < kRows; ++r) constants.Set(at + r, zero_sum[r]);
   }
 };
-
-// Slice by slice: body(block, its index, slice of it, out).
-template <class Body>
-HWY_INLINE void ForSlices(const LaneBlock& format, const BlockRun& run,
-                          float* scores, Body&& body) {
-  const int per_block = format.lanes / LaneBlock::kSlice;
-  for (int i = 0; i < run.num_slices; ++i) {
-    const int slice = run.first_slice + i;
-    body(run.block + slice / per_block * run.stride, slice / per_block,
-         slice % per_block, scores + i * LaneBlock::kSlice);
-  }
-}
-
-// A slice's scales and zero points follow its codes by far; fetch both.
-HWY_INLINE void PrefetchSlice(const LaneBlock& format, const BlockRun& run,
-                              const uint8_t* block, int slice) {
-  if (run.ahead == 0) return;
-  PrefetchLines(
-      reinterpret_cast<const uint8_t*>(format.slice(block, slice)) + run.ahead,
-      format.slice_words() * 4);
-  if (slice == 0)
-    PrefetchLines(block + format.code_bytes() + run.ahead,
-                  2 * format.scale_bytes());
-}
 
 // Keys PER_CHANNEL: scales go into the query.
 template <int kBits, int kRows, bool kInt8>
@@ -162,46 +157,46 @@ void ScorePerChannel(const LaneBlock& format, const BlockRun& run,
   const int per_block = format.lanes / LaneBlock::kSlice;
   BlockQueries<kRows> own;
   own.template Set<kInt8>(format, run, queries, kMiddle<kBits>);
-  ForSlices(format, run, scores,
-            [&](const uint8_t* block, int b, int slice,
-                float* out) KVMIX_KERNEL_LAMBDA {
-              PrefetchSlice(format, run, block, slice);
-              const int at = (b - run.first_slice / per_block) * kRows;
-              for (int v0 = 0; v0 < kSliceVecs; v0 += kSpan) {
-                const uint32_t* unit = format.slice(block, slice) + v0 * kLanes;
-                V sum[Chains(kRows)][kSpan][kRows];
-                Clear<V, kRows>(sum);
-                for (int c = 0; c < format.inner; c += LaneBlock::kUnit) {
-                  if constexpr (kInt8) {
-                    const int8_t* rows[kRows];
-                    for (int r = 0; r < kRows; ++r)
-                      rows[r] = own.rounded[at + r] + c;
-                    AddUnit<kBits, kRows, int8_t>(unit, rows, sum);
-                  } else {
-                    const float* rows[kRows];
-                    for (int r = 0; r < kRows; ++r)
-                      rows[r] = own.scaled[at + r] + c;
-                    AddUnit<kBits, kRows>(table, unit, rows, sum);
-                  }
-                  unit += format.unit_words();
-                }
-                for (int r = 0; r < kRows; ++r) {
-                  const FloatV constant = hn::Set(d, own.constant[at + r]);
-                  for (int v = 0; v < kSpan; ++v) {
-                    const V total = Total<V, kRows>(sum, v, r);
-                    FloatV score;
-                    if constexpr (kInt8) {
-                      score = hn::MulAdd(hn::ConvertTo(d, total),
-                                         hn::Set(d, own.rounding.step[r]),
-                                         constant);
-                    } else {
-                      score = hn::Add(total, constant);
-                    }
-                    hn::StoreU(score, d, out + r * stride + (v0 + v) * kLanes);
-                  }
-                }
-              }
-            });
+  const Slices slices(run, per_block);
+  LinesAhead ahead(run, per_block,
+                   run.num_slices * format.inner / LaneBlock::kUnit);
+  int at = 0;  // of the block in `own`
+  for (int i = 0; i < run.num_slices; ++i, scores += LaneBlock::kSlice) {
+    if (i > 0 && slices.in_block[i] == 0) at += kRows;
+    for (int v0 = 0; v0 < kSliceVecs; v0 += kSpan) {
+      const uint32_t* unit =
+          format.slice(slices.block[i], slices.in_block[i]) + v0 * kLanes;
+      V sum[Chains(kRows)][kSpan][kRows];
+      Clear<V, kRows>(sum);
+      for (int c = 0; c < format.inner; c += LaneBlock::kUnit) {
+        if (v0 == 0) ahead.Step();
+        if constexpr (kInt8) {
+          const int8_t* rows[kRows];
+          for (int r = 0; r < kRows; ++r) rows[r] = own.rounded[at + r] + c;
+          AddUnit<kBits, kRows, int8_t>(unit, rows, sum);
+        } else {
+          const float* rows[kRows];
+          for (int r = 0; r < kRows; ++r) rows[r] = own.scaled[at + r] + c;
+          AddUnit<kBits, kRows>(table, unit, rows, sum);
+        }
+        unit += format.unit_words();
+      }
+      for (int r = 0; r < kRows; ++r) {
+        const FloatV constant = hn::Set(d, own.constant[at + r]);
+        for (int v = 0; v < kSpan; ++v) {
+          const V total = Total<V, kRows>(sum, v, r);
+          FloatV score;
+          if constexpr (kInt8) {
+            score = hn::MulAdd(hn::ConvertTo(d, total),
+                               hn::Set(d, own.rounding.step[r]), constant);
+          } else {
+            score = hn::Add(total, constant);
+          }
+          hn::StoreU(score, d, scores + r * stride + (v0 + v) * kLanes);
+        }
+      }
+    }
+  }
 }
 
 // Keys PER_TOKEN: a group of channels has a scale for each token.
@@ -247,58 +242,58 @@ void ScorePerToken(const LaneBlock& format, const BlockRun& run,
     }
   }
   [[maybe_unused]] const FloatV table = CodeTable<kBits>();
-  ForSlices(
-      format, run, scores,
-      [&](const uint8_t* block, int, int slice,
-          float* out) KVMIX_KERNEL_LAMBDA {
-        PrefetchSlice(format, run, block, slice);
-        for (int v0 = 0; v0 < kSliceVecs; v0 += kSpan) {
-          const uint32_t* unit = format.slice(block, slice) + v0 * kLanes;
-          const int lane = slice * LaneBlock::kSlice + v0 * kLanes;
-          FloatV total[kSpan][kRows];
-          for (auto& vec : total)
-            for (FloatV& v : vec) v = hn::Zero(d);
-          for (int g = 0; g < num_groups; ++g) {
-            V sum[Chains(kRows)][kSpan][kRows];
-            Clear<V, kRows>(sum);
-            for (int c = 0; c < format.group; c += LaneBlock::kUnit) {
-              const int channel = g * format.group + c;
-              if constexpr (kInt8) {
-                const int8_t* rows[kRows];
-                for (int r = 0; r < kRows; ++r) rows[r] = rounded[r] + channel;
-                AddUnit<kBits, kRows, int8_t>(unit, rows, sum);
-              } else {
-                const float* rows[kRows];
-                for (int r = 0; r < kRows; ++r)
-                  rows[r] = queries + r * D + channel;
-                AddUnit<kBits, kRows>(table, unit, rows, sum);
-              }
-              unit += format.unit_words();
-            }
-            for (int v = 0; v < kSpan; ++v) {
-              const int64_t at = int64_t{g} * format.lanes + lane + v * kLanes;
-              const FloatV scale = LoadHalf(format.scales(block) + at);
-              const FloatV zero = LoadHalf(format.zeros(block) + at);
-              for (int r = 0; r < kRows; ++r) {
-                FloatV dot;
-                if constexpr (kInt8) {
-                  dot = hn::MulAdd(hn::ConvertTo(d, Total<V, kRows>(sum, v, r)),
-                                   hn::Set(d, rounding[r].step[g]),
-                                   hn::Set(d, kMiddle<kBits> * left[r][g]));
-                } else {
-                  dot = Total<V, kRows>(sum, v, r);
-                }
-                total[v][r] = hn::MulAdd(dot, scale, total[v][r]);
-                total[v][r] =
-                    hn::MulAdd(zero, hn::Set(d, sums[r][g]), total[v][r]);
-              }
-            }
+  const int per_block = format.lanes / LaneBlock::kSlice;
+  const Slices slices(run, per_block);
+  LinesAhead ahead(run, per_block, run.num_slices * num_groups);
+  for (int i = 0; i < run.num_slices; ++i, scores += LaneBlock::kSlice) {
+    const uint8_t* block = slices.block[i];
+    const int slice = slices.in_block[i];
+    for (int v0 = 0; v0 < kSliceVecs; v0 += kSpan) {
+      const uint32_t* unit = format.slice(block, slice) + v0 * kLanes;
+      const int lane = slice * LaneBlock::kSlice + v0 * kLanes;
+      FloatV total[kSpan][kRows];
+      for (auto& vec : total)
+        for (FloatV& v : vec) v = hn::Zero(d);
+      for (int g = 0; g < num_groups; ++g) {
+        if (v0 == 0) ahead.Step();
+        V sum[Chains(kRows)][kSpan][kRows];
+        Clear<V, kRows>(sum);
+        for (int c = 0; c < format.group; c += LaneBlock::kUnit) {
+          const int channel = g * format.group + c;
+          if constexpr (kInt8) {
+            const int8_t* rows[kRows];
+            for (int r = 0; r < kRows; ++r) rows[r] = rounded[r] + channel;
+            AddUnit<kBits, kRows, int8_t>(unit, rows, sum);
+          } else {
+            const float* rows[kRows];
+            for (int r = 0; r < kRows; ++r) rows[r] = queries + r * D + channel;
+            AddUnit<kBits, kRows>(table, unit, rows, sum);
           }
-          for (int r = 0; r < kRows; ++r)
-            for (int v = 0; v < kSpan; ++v)
-              hn::StoreU(total[v][r], d, out + r * stride + (v0 + v) * kLanes);
+          unit += format.unit_words();
         }
-      });
+        for (int v = 0; v < kSpan; ++v) {
+          const int64_t at = int64_t{g} * format.lanes + lane + v * kLanes;
+          const FloatV scale = LoadHalf(format.scales(block) + at);
+          const FloatV zero = LoadHalf(format.zeros(block) + at);
+          for (int r = 0; r < kRows; ++r) {
+            FloatV dot;
+            if constexpr (kInt8) {
+              dot = hn::MulAdd(hn::ConvertTo(d, Total<V, kRows>(sum, v, r)),
+                               hn::Set(d, rounding[r].step[g]),
+                               hn::Set(d, kMiddle<kBits> * left[r][g]));
+            } else {
+              dot = Total<V, kRows>(sum, v, r);
+            }
+            total[v][r] = hn::MulAdd(dot, scale, total[v][r]);
+            total[v][r] = hn::MulAdd(zero, hn::Set(d, sums[r][g]), total[v][r]);
+          }
+        }
+      }
+      for (int r = 0; r < kRows; ++r)
+        for (int v = 0; v < kSpan; ++v)
+          hn::StoreU(total[v][r], d, scores + r * stride + (v0 + v) * kLanes);
+    }
+  }
 }
 
 template <int kBits, int kRows>
@@ -385,7 +380,7 @@ void ScoreHalf(const Half* page, int head_dim, int64_t ahead,
     for (int c = 0; c < head_dim; c += Chains(kRows)) {
       for (int chain = 0; chain < Chains(kRows); ++chain) {
         if (v0 == 0 && ahead != 0)
-          hwy::Prefetch(reinterpret_cast<const char*>(channel) + ahead);
+          PrefetchLine(reinterpret_cast<const char*>(channel) + ahead);
         FloatV key[kSpan];
         for (int v = 0; v < kSpan; ++v) key[v] = LoadHalf(channel + v * kLanes);
         for (int r = 0; r < kRows; ++r) {
@@ -409,15 +404,16 @@ void ScoreBlocksImpl(const LaneBlock& format, AttentionArithmetic arithmetic,
   ForRows(rows, [&](auto k, int first) HWY_ATTR {
     const float* q = queries + first * format.inner;
     float* out = scores + first * stride;
+    const BlockRun part = first == 0 ? run : WithoutPrefetch(run);
     switch (format.bits) {
       case 2:
-        return Score<2, k>(format, arithmetic, run, q, out, stride);
+        return Score<2, k>(format, arithmetic, part, q, out, stride);
       case 3:
-        return Score<3, k>(format, arithmetic, run, q, out, stride);
+        return Score<3, k>(format, arithmetic, part, q, out, stride);
       case 4:
-        return Score<4, k>(format, arithmetic, run, q, out, stride);
+        return Score<4, k>(format, arithmetic, part, q, out, stride);
       case 8:
-        return Score<8, k>(format, arithmetic, run, q, out, stride);
+        return Score<8, k>(format, arithmetic, part, q, out, stride);
     }
   });
 }

@@ -118,19 +118,17 @@ KvStream::Piece KvStream::SinkPiece(int64_t token, int64_t end) const {
 }
 
 KvStream::Piece KvStream::RunPiece(const Run& run, int64_t position) const {
-  const int64_t block_tokens = run.codec->block_tokens();
-  const int64_t block = position / block_tokens;
+  const int64_t block = position / run.block_tokens;
   const int64_t page = block / kBlocksPerPage;
   const int64_t index = page - run.first_page();
-  return {
-      .num_tokens =
-          std::min((page + 1) * kBlocksPerPage * block_tokens, run.end) -
-          position,
-      .block = run.pages[index] + block % kBlocksPerPage * run.block_stride(),
-      .codec = run.codec,
-      .block_stride = run.block_stride(),
-      .first = static_cast<int>(position % block_tokens),
-      .ahead = Ahead(run.pages, index)};
+  return {.num_tokens = std::min((page + 1) * kBlocksPerPage * run.block_tokens,
+                                 run.end) -
+                        position,
+          .block = run.pages[index] + block % kBlocksPerPage * run.block_stride,
+          .codec = run.codec,
+          .block_stride = run.block_stride,
+          .first = static_cast<int>(position % run.block_tokens),
+          .ahead = Ahead(run.pages, index)};
 }
 
 KvStream::Piece KvStream::PieceAt(int64_t token) const {
@@ -181,7 +179,7 @@ void KvStream::Append(const float* x, int64_t stride, int64_t count) {
 template <typename Fill>
 void KvStream::Pack(Run& run, int64_t count, const Fill& fill) {
   KVMIX_CHECK(count >= 0 && count % run.codec->granularity() == 0);
-  const int block_tokens = run.codec->block_tokens();
+  const int64_t block_tokens = run.block_tokens;
   const int64_t first = run.end, end = run.end + count;
   while (run.end < end) {
     const int64_t block = run.end / block_tokens;
@@ -196,7 +194,7 @@ void KvStream::Pack(Run& run, int64_t count, const Fill& fill) {
     fill(run.end - first, n, x, stride);
     run.codec->Encode(
         x, stride, in_block, n,
-        run.pages[page] + block % kBlocksPerPage * run.block_stride());
+        run.pages[page] + block % kBlocksPerPage * run.block_stride);
     run.end += n;
   }
 }
@@ -252,8 +250,8 @@ void KvStream::Age(int index, int64_t count) {
 }
 
 void KvStream::Truncate(Run& run, int64_t end) {
-  const int64_t block = end / run.codec->block_tokens();
-  KVMIX_CHECK(end % run.codec->block_tokens() == 0 && end >= run.begin);
+  const int64_t block = end / run.block_tokens;
+  KVMIX_CHECK(end % run.block_tokens == 0 && end >= run.begin);
   const int64_t pages =
       run.begin == end ? 0
                        : (block - 1) / kBlocksPerPage + 1 - run.first_page();
@@ -261,8 +259,8 @@ void KvStream::Truncate(Run& run, int64_t end) {
   run.end = end;
   const int64_t used = block % kBlocksPerPage;
   if (pages > 0 && used > 0)
-    std::memset(run.pages.back() + used * run.block_stride(), 0,
-                (kBlocksPerPage - used) * run.block_stride());
+    std::memset(run.pages.back() + used * run.block_stride, 0,
+                (kBlocksPerPage - used) * run.block_stride);
 }
 
 void KvStream::Remove(absl::Span<const int64_t> tokens) {
@@ -294,7 +292,7 @@ void KvStream::Remove(absl::Span<const int64_t> tokens) {
       int64_t keep = run.begin;
       if (rows.empty()) {
         keep += *next - first;
-        keep -= keep % run.codec->block_tokens();
+        keep -= keep % run.block_tokens;
       }
       add_stayers([&](int64_t p) { return RunPiece(run, p); }, keep, run.end,
                   first + keep - run.begin);
@@ -413,7 +411,7 @@ int64_t KvStream::AddTo(LedgerSide& ledger) const {
   allocated += static_cast<int64_t>(window_pages_.size()) * WindowPageBytes();
   for (const Run& run : runs_) {
     const BlockBytes block = run.codec->bytes();
-    const int64_t room = run.codec->block_tokens();
+    const int64_t room = run.block_tokens;
     own.codes += block.codes * run.num_tokens() / room;
     own.scales += block.scales * run.num_tokens() / room;
     own.zeros += block.zeros * run.num_tokens() / room;

@@ -121,16 +121,16 @@ class KvStream {
   // Tokens [begin, end) since the run began; its first page holds `begin`.
   struct Run {
     Run(const BlockCodec* codec, std::pmr::memory_resource* memory)
-        : codec(codec), pages(memory) {}
+        : codec(codec),
+          block_tokens(codec->block_tokens()),
+          block_stride((codec->bytes().total() + 3) / 4 * 4),
+          pages(memory) {}
     int64_t num_tokens() const { return end - begin; }
-    int64_t block_stride() const {
-      return (codec->bytes().total() + 3) / 4 * 4;
-    }
-    int64_t page_bytes() const { return kBlocksPerPage * block_stride(); }
-    int64_t first_page() const {
-      return begin / codec->block_tokens() / kBlocksPerPage;
-    }
+    int64_t page_bytes() const { return kBlocksPerPage * block_stride; }
+    int64_t first_page() const { return begin / block_tokens / kBlocksPerPage; }
     const BlockCodec* codec;
+    // Of the codec, which is asked once: attention needs them for every page.
+    int64_t block_tokens, block_stride;
     int64_t begin = 0, end = 0;
     Table<uint8_t> pages;
   };

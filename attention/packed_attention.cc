@@ -209,6 +209,21 @@ void AccumulateTokens(const KvStream& values, AttentionArithmetic arithmetic,
   });
 }
 
+void PrefetchTokens(const KvStream& stream, int64_t first, int head_dim) {
+  const KvStream::Piece piece = stream.PieceAt(first);
+  if (piece.block != nullptr) {
+    const int64_t tokens = piece.first + piece.num_tokens;
+    const int64_t block_tokens = piece.codec->block_tokens();
+    PrefetchLines(piece.block, (tokens + block_tokens - 1) / block_tokens *
+                                   piece.block_stride);
+    return;
+  }
+  const bool by_channel = piece.stride == KvStream::kPageTokens;
+  const Half* page = by_channel ? piece.half - piece.first : piece.half;
+  const int64_t tokens = by_channel ? KvStream::kPageTokens : piece.num_tokens;
+  PrefetchLines(page, tokens * head_dim * static_cast<int64_t>(sizeof(Half)));
+}
+
 std::string PackedKernelName(const BlockCodec& codec,
                              AttentionArithmetic arithmetic) {
   switch (KernelOf(codec)) {

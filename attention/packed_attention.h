@@ -37,6 +37,9 @@ void AccumulateTokens(const KvStream& values, AttentionArithmetic arithmetic,
                       int64_t first, int64_t last, const float* weights,
                       const Rows& out);
 
+// Prefetches token `first` and what follows it in its page.
+void PrefetchTokens(const KvStream& stream, int64_t first, int head_dim);
+
 // What computes with blocks of a codec, for the record of a run: "int8",
 // "float", or "float, decoded first" where there is no kernel. A chunk of many
 // queries always decodes first.

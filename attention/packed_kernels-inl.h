@@ -12,7 +12,6 @@
 #include <type_traits>
 
 #include "attention/packed_kernels.h"
-#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "quant/lane_codes-inl.h"
 
@@ -222,11 +221,57 @@ HWY_INLINE V Total(const V (&sum)[Chains(kRows)][kSpan][kRows], int v, int r) {
   return total;
 }
 
-// Prefetches the lines of [p, p + bytes).
-HWY_INLINE void PrefetchLines(const void* p, int64_t bytes) {
-  const auto* line = static_cast<const char*>(p);
-  for (int64_t i = 0; i < bytes; i += 64) hwy::Prefetch(line + i);
+// Where the slices of a run lie.
+struct Slices {
+  Slices(const BlockRun& run, int per_block) {
+    int index = run.first_slice / per_block;
+    int part = run.first_slice % per_block;
+    for (int i = 0; i < run.num_slices; ++i) {
+      block[i] = run.block + index * run.stride;
+      in_block[i] = part;
+      if (++part == per_block) {
+        part = 0;
+        ++index;
+      }
+    }
+  }
+  const uint8_t* block[kMaxRunSlices];
+  int in_block[kMaxRunSlices];
+};
+
+HWY_INLINE BlockRun WithoutPrefetch(BlockRun run) {
+  run.ahead = 0;
+  return run;
 }
+
+// Prefetches, a few lines at a time: many at once would wait for each other.
+class LinesAhead {
+ public:
+  // Of [p, p + bytes), in `steps` steps.
+  LinesAhead(const void* p, int64_t bytes, int steps)
+      : next_(static_cast<const char*>(p)),
+        end_(next_ + bytes),
+        lines_((bytes + 64 * steps - 1) / (64 * steps)) {}
+  // What lies run.ahead bytes behind a run.
+  LinesAhead(const BlockRun& run, int per_block, int steps)
+      : LinesAhead(run.block + run.ahead + Offset(run, per_block, 0),
+                   run.ahead == 0 ? 0
+                                  : Offset(run, per_block, run.num_slices) -
+                                        Offset(run, per_block, 0),
+                   steps) {}
+  HWY_INLINE void Step() {
+    for (int64_t i = 0; i < lines_ && next_ < end_; ++i, next_ += 64)
+      PrefetchLine(next_);
+  }
+
+ private:
+  static int64_t Offset(const BlockRun& run, int per_block, int slices) {
+    return (run.first_slice + slices) * run.stride / per_block;
+  }
+  const char* next_;
+  const char* const end_;
+  const int64_t lines_;
+};
 
 // body(std::integral_constant<int, k>, first) for rows [first, first + k),
 // until all are done.

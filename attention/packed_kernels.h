@@ -22,6 +22,19 @@ inline constexpr int kSliceTokens = 32;
 inline constexpr int kMaxRunSlices = 4;
 inline constexpr int kMaxPackedRows = 8;
 
+// Fetches a line into the second-level cache. The first one has room for far
+// fewer lines under way than memory's latency takes: kernels that prefetched
+// into it ran at half the speed.
+// Inlined always: GCC drops calls to functions that do nothing else.
+[[gnu::always_inline]] inline void PrefetchLine(const void* p) {
+  __builtin_prefetch(p, /*write=*/0, /*locality=*/2);
+}
+// Those of [p, p + bytes).
+[[gnu::always_inline]] inline void PrefetchLines(const void* p, int64_t bytes) {
+  const auto* line = static_cast<const char*>(p);
+  for (int64_t i = 0; i < bytes; i += 64) PrefetchLine(line + i);
+}
+
 // Consecutive slices of kSliceTokens tokens in blocks that follow one another.
 struct BlockRun {
   const uint8_t* block = nullptr;  // the first

@@ -35,23 +35,19 @@ struct Weights {
 // The sum of codes * weights for kSpan vectors of channels from `lane` on, over
 // units [first, first + num_units) of the run.
 template <int kBits, int kRows, bool kInt8>
-HWY_INLINE void SumUnits(const LaneBlock& format, const BlockRun& run,
+HWY_INLINE void SumUnits(const LaneBlock& format, const Slices& units,
                          FloatV table, const Weights<kRows>& weights, int at,
-                         int lane, int first, int num_units,
+                         int lane, int first, int num_units, LinesAhead& ahead,
                          FloatV (&total)[kSpan][kRows]) {
   using V = std::conditional_t<kInt8, IntV, FloatV>;
-  const int per_block = format.inner / LaneBlock::kUnit;
+  const int slice = lane / LaneBlock::kSlice;
   V sum[Chains(kRows)][kSpan][kRows];
   Clear<V, kRows>(sum);
   for (int u = 0; u < num_units; ++u) {
-    const int unit = run.first_slice + first + u;
-    const uint32_t* words =
-        format.slice(run.block + unit / per_block * run.stride,
-                     lane / LaneBlock::kSlice) +
-        unit % per_block * format.unit_words() + lane % LaneBlock::kSlice;
-    if (run.ahead != 0 && lane % LaneBlock::kSlice == 0)
-      PrefetchLines(reinterpret_cast<const uint8_t*>(words) + run.ahead,
-                    format.unit_words() * 4);
+    ahead.Step();
+    const uint32_t* words = format.slice(units.block[first + u], slice) +
+                            units.in_block[first + u] * format.unit_words() +
+                            lane % LaneBlock::kSlice;
     if constexpr (kInt8) {
       const uint8_t* rows[kRows];
       for (int r = 0; r < kRows; ++r)
@@ -76,88 +72,64 @@ HWY_INLINE void SumUnits(const LaneBlock& format, const BlockRun& run,
   }
 }
 
-// body(scales and zero points of the group from there on, token of the run) for
-// every kLanes tokens of a run, values PER_TOKEN.
-template <class Body>
-HWY_INLINE void ForTokens(const LaneBlock& format, const BlockRun& run,
-                          int group, Body&& body) {
-  const int per_block = format.inner / LaneBlock::kUnit;
-  for (int u = 0; u < run.num_slices; ++u) {
-    const int unit = run.first_slice + u;
-    const uint8_t* block = run.block + unit / per_block * run.stride;
-    const int64_t at =
-        int64_t{group} * format.inner + unit % per_block * LaneBlock::kUnit;
-    for (int t = 0; t < kSliceTokens; t += kLanes)
-      body(format.scales(block) + at + t, format.zeros(block) + at + t,
-           u * kSliceTokens + t);
-  }
-}
-
-// Weights of groups [first, first + count), values PER_TOKEN.
+// Weights of n units and groups [first, first + count), values PER_TOKEN.
 template <int kBits, int kRows, bool kInt8>
-HWY_INLINE void ScaleWeights(const LaneBlock& format, const BlockRun& run,
-                             int first, int count, const float* weights,
+HWY_INLINE void ScaleWeights(const LaneBlock& format, const Slices& units,
+                             int n, int first, int count, const float* weights,
                              int64_t stride, Weights<kRows>& own) {
   const Floats d;
-  if constexpr (kInt8) {
-    ManyVectors largest;
-    for (int g = 0; g < count; ++g) {
-      FloatV max[kRows];
-      for (int r = 0; r < kRows; ++r) max[r] = hn::Zero(d);
-      ForTokens(
-          format, run, first + g,
-          [&](const Half* scales, const Half*, int t) KVMIX_KERNEL_LAMBDA {
-            const FloatV scale = LoadHalf(scales);
-            for (int r = 0; r < kRows; ++r)  // weights and scales are positive
-              max[r] = hn::Max(
-                  max[r],
-                  hn::Mul(hn::LoadU(d, weights + r * stride + t), scale));
-          });
-      for (int r = 0; r < kRows; ++r) largest.Set(g * kRows + r, max[r]);
+  const int64_t scales = format.code_bytes();
+  const int64_t zeros = scales + format.scale_bytes();
+  // In integers, `exact` is of the middle code, less what the bytes make of it:
+  // the zero points, and the middle code times what rounding took.
+  ManyVectors constants, largest;
+  for (int g = 0; g < count; ++g) {
+    FloatV exact[kRows], max[kRows];
+    for (int r = 0; r < kRows; ++r) exact[r] = max[r] = hn::Zero(d);
+    for (int t = 0; t < n * kSliceTokens; t += kLanes) {
+      const int unit = t / kSliceTokens;
+      const int64_t at = int64_t{first + g} * format.inner +
+                         units.in_block[unit] * LaneBlock::kUnit +
+                         t % kSliceTokens;
+      const auto load = [&](int64_t part) KVMIX_KERNEL_LAMBDA {
+        return LoadHalf(
+            reinterpret_cast<const Half*>(units.block[unit] + part) + at);
+      };
+      const FloatV scale = load(scales);
+      FloatV number = load(zeros);
+      if constexpr (kInt8)
+        number = hn::MulAdd(scale, hn::Set(d, kMiddle<kBits>), number);
+      for (int r = 0; r < kRows; ++r) {
+        const FloatV w = hn::LoadU(d, weights + r * stride + t);
+        const FloatV x = hn::Mul(w, scale);
+        hn::Store(x, d, own.rows[g * kRows + r] + t);
+        exact[r] = hn::MulAdd(w, number, exact[r]);
+        // Weights and scales are positive.
+        if constexpr (kInt8) max[r] = hn::Max(max[r], x);
+      }
     }
+    for (int r = 0; r < kRows; ++r) {
+      constants.Set(g * kRows + r, exact[r]);
+      largest.Set(g * kRows + r, max[r]);
+    }
+  }
+  if constexpr (kInt8) {
     alignas(64) float bound[kMany] = {};
     ReduceMany(MaxOp(), largest, count * kRows, bound);
     own.rounding.Set(bound, 255);
-  }
-  ManyVectors constants;
-  for (int g = 0; g < count; ++g) {
-    // In integers, `exact` is of the middle code, less what the bytes make of
-    // it: the zero points, and the middle code times what rounding took.
-    FloatV exact[kRows], inverse[kRows];
-    IntV bytes[kRows];
-    for (int r = 0; r < kRows; ++r) {
-      exact[r] = hn::Zero(d);
-      bytes[r] = hn::Zero(Ints());
-      if constexpr (kInt8)
-        inverse[r] = hn::Set(d, own.rounding.inverse[g * kRows + r]);
-    }
-    ForTokens(
-        format, run, first + g,
-        [&](const Half* scales, const Half* zeros, int t) KVMIX_KERNEL_LAMBDA {
-          const FloatV scale = LoadHalf(scales);
-          FloatV number = LoadHalf(zeros);
-          if constexpr (kInt8)
-            number = hn::MulAdd(scale, hn::Set(d, kMiddle<kBits>), number);
-          for (int r = 0; r < kRows; ++r) {
-            const FloatV w = hn::LoadU(d, weights + r * stride + t);
-            const FloatV x = hn::Mul(w, scale);
-            exact[r] = hn::MulAdd(w, number, exact[r]);
-            if constexpr (kInt8) {
-              bytes[r] = hn::Add(bytes[r],
-                                 RoundToBytes(hn::Mul(x, inverse[r]),
-                                              own.rounded[g * kRows + r] + t));
-            } else {
-              hn::Store(x, d, own.rows[g * kRows + r] + t);
-            }
-          }
-        });
-    for (int r = 0; r < kRows; ++r) {
-      const int i = g * kRows + r;
-      if constexpr (kInt8)
-        exact[r] = hn::NegMulAdd(
-            hn::ConvertTo(d, bytes[r]),
-            hn::Set(d, kMiddle<kBits> * own.rounding.step[i]), exact[r]);
-      constants.Set(i, exact[r]);
+    for (int i = 0; i < count * kRows; ++i) {
+      const FloatV inverse = hn::Set(d, own.rounding.inverse[i]);
+      const float* const x = own.rows[i];
+      uint8_t* const rounded = own.rounded[i];
+      IntV bytes = hn::Zero(Ints());
+      for (int t = 0; t < n * kSliceTokens; t += kLanes)
+        bytes = hn::Add(
+            bytes,
+            RoundToBytes(hn::Mul(hn::Load(d, x + t), inverse), rounded + t));
+      constants.Set(
+          i, hn::NegMulAdd(hn::ConvertTo(d, bytes),
+                           hn::Set(d, kMiddle<kBits> * own.rounding.step[i]),
+                           constants.Get(i)));
     }
   }
   ReduceMany(AddOp(), constants, count * kRows, own.constant);
@@ -171,17 +143,20 @@ void AccumulatePerToken(const LaneBlock& format, const BlockRun& run,
   const FloatV table = CodeTable<kBits>();
   const int D = format.lanes, num_groups = D / format.group;
   constexpr int kGroups = kMany / kRows;  // at a time
+  const int n = run.num_slices, per_block = format.inner / LaneBlock::kUnit;
+  const Slices units(run, per_block);
+  LinesAhead ahead(run, per_block, n * D / (kSpan * kLanes));
   Weights<kRows> scaled;
   for (int g0 = 0; g0 < num_groups; g0 += kGroups) {
     const int groups = std::min(kGroups, num_groups - g0);
-    ScaleWeights<kBits, kRows, kInt8>(format, run, g0, groups, weights, stride,
-                                      scaled);
+    ScaleWeights<kBits, kRows, kInt8>(format, units, n, g0, groups, weights,
+                                      stride, scaled);
     for (int g = 0; g < groups; ++g) {
       const int end = (g0 + g + 1) * format.group;
       for (int lane = end - format.group; lane < end; lane += kSpan * kLanes) {
         FloatV sum[kSpan][kRows];
-        SumUnits<kBits, kRows, kInt8>(format, run, table, scaled, g * kRows,
-                                      lane, 0, run.num_slices, sum);
+        SumUnits<kBits, kRows, kInt8>(format, units, table, scaled, g * kRows,
+                                      lane, 0, n, ahead, sum);
         for (int r = 0; r < kRows; ++r) {
           const FloatV constant = hn::Set(d, scaled.constant[g * kRows + r]);
           for (int v = 0; v < kSpan; ++v) {
@@ -193,15 +168,6 @@ void AccumulatePerToken(const LaneBlock& format, const BlockRun& run,
       }
     }
   }
-  if (run.ahead == 0) return;
-  const int per_block = format.inner / LaneBlock::kUnit;
-  for (int u = 0; u < run.num_slices; ++u) {
-    const int unit = run.first_slice + u;
-    if (unit % per_block == 0)
-      PrefetchLines(run.block + unit / per_block * run.stride +
-                        format.code_bytes() + run.ahead,
-                    2 * format.scale_bytes());
-  }
 }
 
 // Values PER_CHANNEL: a channel has a scale for each group of tokens.
@@ -212,13 +178,15 @@ void AccumulatePerChannel(const LaneBlock& format, const BlockRun& run,
   const FloatV table = CodeTable<kBits>();
   const int D = format.lanes, per_block = format.inner / LaneBlock::kUnit;
   const int per_group = format.group / LaneBlock::kUnit;
+  const Slices units(run, per_block);
+  LinesAhead ahead(run, per_block, run.num_slices * D / (kSpan * kLanes));
   Weights<kRows> own;
   for (int u = 0; u < run.num_slices;) {
     // The rest of the group that unit u is in.
-    const int unit = run.first_slice + u;
+    const int unit = units.in_block[u];
     const int n = std::min(per_group - unit % per_group, run.num_slices - u);
-    const uint8_t* block = run.block + unit / per_block * run.stride;
-    const int64_t group = int64_t{unit} % per_block / per_group * format.lanes;
+    const uint8_t* block = units.block[u];
+    const int64_t group = int64_t{unit} / per_group * format.lanes;
     ManyVectors largest, sums;
     for (int r = 0; r < kRows; ++r) {
       FloatV sum = hn::Zero(d), max = hn::Zero(d);
@@ -256,8 +224,8 @@ void AccumulatePerChannel(const LaneBlock& format, const BlockRun& run,
     }
     for (int lane = 0; lane < D; lane += kSpan * kLanes) {
       FloatV sum[kSpan][kRows];
-      SumUnits<kBits, kRows, kInt8>(format, run, table, own, 0, lane, u, n,
-                                    sum);
+      SumUnits<kBits, kRows, kInt8>(format, units, table, own, 0, lane, u, n,
+                                    ahead, sum);
       for (int v = 0; v < kSpan; ++v) {
         const int64_t at = group + lane + v * kLanes;
         const FloatV scale = LoadHalf(format.scales(block) + at);
@@ -359,15 +327,16 @@ void AccumulateBlocksImpl(const LaneBlock& format,
   ForRows(rows, [&](auto k, int first) HWY_ATTR {
     const float* w = weights + first * stride;
     float* to = out + first * format.lanes;
+    const BlockRun part = first == 0 ? run : WithoutPrefetch(run);
     switch (format.bits) {
       case 2:
-        return Accumulate<2, k>(format, arithmetic, run, w, stride, to);
+        return Accumulate<2, k>(format, arithmetic, part, w, stride, to);
       case 3:
-        return Accumulate<3, k>(format, arithmetic, run, w, stride, to);
+        return Accumulate<3, k>(format, arithmetic, part, w, stride, to);
       case 4:
-        return Accumulate<4, k>(format, arithmetic, run, w, stride, to);
+        return Accumulate<4, k>(format, arithmetic, part, w, stride, to);
       case 8:
-        return Accumulate<8, k>(format, arithmetic, run, w, stride, to);
+        return Accumulate<8, k>(format, arithmetic, part, w, stride, to);
     }
   });
 }

@@ -39,6 +39,7 @@ SECTIONS=(
   "attention_threads|bazel run //attention:attention_benchmark -- --benchmark_filter='Decode/.*/(half|k4v4|k2v2)/32768/1' $ROUNDS"
   "attention_prefill|bazel run //attention:attention_benchmark -- --benchmark_filter='Prefill/.*/(half|k4v4|k2v2)/.*/2/' $ROUNDS"
   "append|bazel run //attention:attention_benchmark -- --benchmark_filter='Append/.*/(k4v4|k2v2)/' $ROUNDS"
+  "gates|bazel run //attention:attention_benchmark -- --benchmark_filter='Read/|Decode/.*/(half|k4v4int8|k2v2int8)/32768/|Prefill/.*/(half|k4v4|k2v2)/8192/2/' $ROUNDS --benchmark_format=csv | awk -f tools/cpu_gates.awk"
   "linear|bazel run //models:linear_benchmark -- --benchmark_filter='Linear/.*/gate_up/.*/2/' $ROUNDS"
 )
 
@@ -69,7 +70,7 @@ benchmark_table() {
     { gsub(/"/, "") }
     /^name,/ { for (i = 1; i <= NF; ++i) head[i] = $i
                columns = NF; next }
-    $1 ~ /_median$/ { ++rows; name[rows] = $1; sub(/_median$/, "", name[rows]); sub(/\/real_time$/, "", name[rows])
+    $1 ~ /_median$/ { ++rows; name[rows] = $1; sub(/_median$/, "", name[rows]); sub(/(\/iterations:[0-9]+)?\/real_time$/, "", name[rows])
                       for (i = 2; i <= NF; ++i) { cell[rows, i] = $i; if ((i == 6 || i > 10) && $i != "") used[i] = 1 } }
     END {
       if (rows == 0) { print "cpu_report: no benchmark ran" > "/dev/stderr"; exit 1 }
@@ -86,6 +87,7 @@ benchmark_table() {
 
 measure() {  # COMMAND
   case $1 in
+    *cpu_gates.awk*) bash -c "$1" ;;
     *_benchmark*) bash -c "$1 --benchmark_format=csv" | benchmark_table ;;
     *) bash -c "$1" ;;
   esac

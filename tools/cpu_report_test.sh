@@ -3,12 +3,26 @@
 set -uo pipefail
 work=$TEST_TMPDIR/tree
 mkdir -p "$work/tools" "$work/docs/results" "$work/bin"
-cp tools/cpu_report.sh "$work/tools/"
+cp tools/cpu_report.sh tools/cpu_gates.awk "$work/tools/"
 cp docs/results/cpu.md "$work/docs/results/"
 cat > "$work/bin/bazel" <<'FAKE'
 #!/usr/bin/env bash
 echo "$@" >> "$CALLS"
 [[ $1 == build ]] && exit 0
+case "$*" in
+  *filter=Read/*)
+    echo 'name,iterations,real_time,cpu_time,time_unit,bytes_per_token,read_bytes_per_second'
+    for threads in 1 2; do echo "\"Read/$threads/iterations:1/real_time_median\",1,9,9,ms,,${threads}e10"; done
+    for shape in G4x8_D64 G3x3_D64 G8x4_D128 G8x1_D128; do
+      for threads in 1 2; do
+        for format in half k4v4int8 k2v2int8; do
+          echo "\"Decode/$shape/$format/32768/$threads/real_time_median\",3,$((${#format} == 4 ? 4000 : 1000)),1,us,256,"
+        done
+      done
+      for format in half k4v4 k2v2; do echo "\"Prefill/$shape/$format/8192/2/real_time_median\",3,2,2,ms,,"; done
+    done
+    exit ;;
+esac
 case $2 in
   *_benchmark)
     echo 'name,iterations,real_time,cpu_time,time_unit,bytes_per_second,items_per_second,label,error_occurred,error_message,"GFLOP/s"'
@@ -51,6 +65,12 @@ between layer_8b | grep -q "^    bazel run //experiments:kvmix -- bench --shape=
 between layer_8b | grep -q "^| kv | canned |$" || fail "no table"
 expected=$'| benchmark | us | GFLOP/s |\n|---|---:|---:|\n| B/9 | 2500 |  |\n| B/10 | 2.5 | 7 |'
 [[ $(between linear | grep '^|') == "$expected" ]] || fail "table of benchmarks: $(between linear)"
+# 32768 * 3 * 256 bytes in 4 ms are 6.3 GB/s of 20.
+for row in "G3x3_D64: fp16 decode, share of the read bandwidth | 70 % | 31 % | no" \
+  "G8x1_D128: 2 bits against fp16, times faster | 4.00 | 4.00 | yes" \
+  "G8x4_D128: half, two threads against one | 1.85 | 1.00 | no"; do
+  between gates | grep -qF "| $row |" || fail "no row \"$row\": $(between gates)"
+done
 output=$("$work/tools/cpu_report.sh" nope 2>&1) && fail "an unknown section is no error"
 grep -q 'no section "nope"' <<< "$output" || fail "unknown section: $output"
 

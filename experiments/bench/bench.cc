@@ -10,13 +10,13 @@
 #include "absl/strings/str_cat.h"
 #include "experiments/bench/bench_methods.h"
 #include "experiments/bench/random_states.h"
-#include "experiments/bench/read_bandwidth.h"
 #include "experiments/bench/throughput.h"
 #include "experiments/loaded_model.h"
 #include "experiments/machine.h"
 #include "experiments/observe_prompts.h"
 #include "experiments/timed_passes.h"
 #include "kvmix/base/progress_bar.h"
+#include "kvmix/base/read_bandwidth.h"
 #include "kvmix/base/registry.h"
 #include "kvmix/base/status_macros.h"
 #include "kvmix/base/validators.h"
@@ -130,6 +130,7 @@ class Bench {
                     static_cast<int64_t>(options_.repeat * rows_.size()),
                     "measurements");
     for (int round = 0; round < options_.repeat; ++round) {
+      KVMIX_RETURN_IF_ERROR(MeasureBandwidth());
       for (Measured& measured : rows_) {
         KVMIX_RETURN_IF_ERROR(AddContext(Measure(measured), Name(measured)));
         bar.Advance();
@@ -160,7 +161,7 @@ class Bench {
     for (const BenchModel& model : models_)
       if (BandwidthOf(model.threads()) == nullptr)
         bandwidth_.push_back({model.threads(), 0});
-    return MeasureBandwidth();
+    return absl::OkStatus();
   }
 
   absl::Status MakeMethods(const Transformer& model) {
@@ -175,8 +176,8 @@ class Bench {
     return absl::OkStatus();
   }
 
-  // Before the rows and after them, the faster of the two: on a machine that is
-  // shared, bandwidth changes by the minute.
+  // Before every round of rows and after the last, the fastest of all: on a
+  // machine that is shared, bandwidth changes by the minute.
   absl::Status MeasureBandwidth() {
     for (BenchBandwidth& read : bandwidth_) {
       KVMIX_RETURN_IF_ERROR(CheckStop());

@@ -12,7 +12,6 @@
 #include "experiments/bench/bench_methods.h"
 #include "experiments/bench/bench_report.h"
 #include "experiments/bench/random_states.h"
-#include "experiments/bench/read_bandwidth.h"
 #include "experiments/loaded_model.h"
 #include "experiments/text_proto.h"
 #include "experiments/timed_passes.h"
@@ -163,15 +162,6 @@ TEST(SpreadTest, IsTheMiddleAndTheEnds) {
   EXPECT_EQ(odd.median, 4);
   EXPECT_EQ(odd.high, 5);
   EXPECT_EQ(SpreadOf({5, 1, 4, 2}).median, 3);
-}
-
-TEST(ReadBandwidthTest, IsMeasuredForEveryNumberOfThreads) {
-  for (int num_threads : {1, 2, 3}) {
-    ThreadPool threads(num_threads);
-    ASSERT_OK_AND_ASSIGN(const double rate,
-                         MeasureReadBandwidth(threads, 1 << 20));
-    EXPECT_GT(rate, 0);
-  }
 }
 
 BenchOptions Small() {

@@ -1,17 +1,18 @@
-#include "experiments/bench/read_bandwidth.h"
+#include "kvmix/base/read_bandwidth.h"
 
 #include <sys/mman.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <limits>
+#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
-#include "absl/time/time.h"
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "experiments/bench/read_bandwidth.cc"
+#define HWY_TARGET_INCLUDE "kvmix/base/read_bandwidth.cc"
 #include "hwy/foreach_target.h"
 // After foreach_target.h.
 #include "hwy/cache_control.h"
@@ -82,17 +83,22 @@ class Mapping {
   void* const data_;
 };
 
+// From when all threads are there to when the last one is done. A thread that
+// waits for the others takes no second part.
 double ReadSeconds(const Mapping& mapping, int64_t part_bytes, int64_t ahead,
                    ThreadPool& threads) {
   std::atomic<uint64_t> sink{0};
-  const absl::Time start = absl::Now();
+  std::atomic<int> missing{threads.num_threads()};
+  std::atomic<int64_t> start{0};
   threads.ParallelFor(threads.num_threads(), [&](int64_t part, int) {
+    if (--missing == 0) start = absl::GetCurrentTimeNanos();
+    while (start == 0) std::this_thread::yield();
     const auto* words =
         reinterpret_cast<const uint64_t*>(mapping.data() + part * part_bytes);
     sink ^= HWY_DYNAMIC_DISPATCH(ReadAllImpl)(
         words, part_bytes / static_cast<int64_t>(sizeof(uint64_t)), ahead);
   });
-  return absl::ToDoubleSeconds(absl::Now() - start);
+  return 1e-9 * static_cast<double>(absl::GetCurrentTimeNanos() - start);
 }
 
 }  // namespace
@@ -112,7 +118,7 @@ absl::StatusOr<double> MeasureReadBandwidth(ThreadPool& threads,
   threads.ParallelFor(parts, [&](int64_t part, int) {
     std::memset(mapping.data() + part * part_bytes, 1, part_bytes);
   });
-  double seconds = absl::ToDoubleSeconds(absl::InfiniteDuration());
+  double seconds = std::numeric_limits<double>::infinity();
   for (int pass = 0; pass < kPasses; ++pass) {
     for (const int64_t ahead : kPrefetchDistances) {
       seconds =

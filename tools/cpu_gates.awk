@@ -1,20 +1,26 @@
-# What attention must reach on a CPU, from attention_benchmark's CSV of one run with repetitions: medians against gates.
+# What attention must reach on a CPU, from attention_benchmark's JSON of one run with repetitions: medians against gates.
 #   Read/<threads>, Decode/<shape>/{half,k4v4int8,k2v2int8}/32768/{1,2}, Prefill/<shape>/{half,k4v4,k2v2}/8192/2
 BEGIN {
-  FS = ","
   shapes = split("G4x8_D64 G3x3_D64 G8x4_D128 G8x1_D128", shape, " ")
   split("45 70 45 70", share, " ")     # percent of the read bandwidth, by query heads a KV head: 45 from 4 on
   split("1.5 2.0 2.2 2.8", four, " ")  # 4 bits against fp16
   split("1.6 2.2 2.7 4.0", two, " ")   # 2 bits
 }
-{ gsub(/"/, "") }
-/^name,/ { for (i = 1; i <= NF; ++i) column[$i] = i }
-$1 ~ /_median$/ {
-  sub(/(\/iterations:[0-9]+)?\/real_time_median$/, "", $1)
-  time[$1] = $(column["real_time"]) * ($(column["time_unit"]) == "ns" ? 1e-9 : $(column["time_unit"]) == "us" ? 1e-6 : 1e-3)
-  bytes[$1] = $(column["bytes_per_token"])
-  read[$1] = $(column["read_bytes_per_second"])
+{  # "key": value,
+  gsub(/[ ",]/, "")
+  colon = index($0, ":")
+  key = substr($0, 1, colon - 1)
+  value = substr($0, colon + 1)
 }
+key == "name" {
+  is_median = sub(/(\/iterations:[0-9]+)?\/real_time_median$/, "", value)
+  name = value
+}
+!is_median { next }
+key == "real_time" { time[name] = value }
+key == "time_unit" { time[name] *= value == "ns" ? 1e-9 : value == "us" ? 1e-6 : 1e-3 }
+key == "bytes_per_token" { bytes[name] = value }
+key == "read_bytes_per_second" { read[name] = value }
 function of(name) {
   if (!(name in time)) { print "cpu_gates: no median of " name > "/dev/stderr"; failed = 1; exit 1 }
   return time[name]

@@ -11,16 +11,17 @@ echo "$@" >> "$CALLS"
 [[ $1 == build ]] && exit 0
 case "$*" in
   *filter=Read/*)
-    echo 'name,iterations,real_time,cpu_time,time_unit,bytes_per_token,read_bytes_per_second'
-    for threads in 1 2; do echo "\"Read/$threads/iterations:1/real_time_median\",1,9,9,ms,,${threads}e10"; done
+    median() { printf '  {\n    "name": "%s/real_time_median",\n    "real_time": %s,\n    "time_unit": "%s",\n    "%s": %s\n  },\n' "$@"; }
+    for threads in 1 2; do median "Read/$threads/iterations:1" 9 ms read_bytes_per_second "${threads}e10"; done
     for shape in G4x8_D64 G3x3_D64 G8x4_D128 G8x1_D128; do
       for threads in 1 2; do
         for format in half k4v4int8 k2v2int8; do
-          echo "\"Decode/$shape/$format/32768/$threads/real_time_median\",3,$((${#format} == 4 ? 4000 : 1000)),1,us,256,"
+          median "Decode/$shape/$format/32768/$threads" $((${#format} == 4 ? 4000 : 1000)) us bytes_per_token 256
         done
       done
-      for format in half k4v4 k2v2; do echo "\"Prefill/$shape/$format/8192/2/real_time_median\",3,2,2,ms,,"; done
+      for format in half k4v4 k2v2; do median "Prefill/$shape/$format/8192/2" 2 ms bytes_per_token 1; done
     done
+    printf '  {\n    "name": "Read/2/iterations:1/real_time_stddev",\n    "real_time": 5\n  }\n'
     exit ;;
 esac
 case $2 in

@@ -12,6 +12,7 @@
 #include "attention/kv_cache_layer.h"
 #include "attention/packed_attention.h"
 #include "attention/test_policies.h"
+#include "kvmix/base/guarded_memory.h"
 #include "kvmix/base/instruction_sets.h"
 #include "kvmix/base/random.h"
 #include "kvmix/base/status_matchers.h"
@@ -59,7 +60,8 @@ struct Sequence {
   }
 };
 
-Sequence MakeSequence(const Case& c, uint64_t stream = 0) {
+Sequence MakeSequence(const Case& c, uint64_t stream = 0,
+                      std::pmr::memory_resource* memory = nullptr) {
   const CacheShape shape{
       .num_layers = 1, .num_kv_heads = c.kv_heads, .head_dim = c.head_dim};
   CachePlan plan;
@@ -68,7 +70,7 @@ Sequence MakeSequence(const Case& c, uint64_t stream = 0) {
   Sequence s;
   auto cache =
       KvCache::Create(shape, plan, std::make_shared<KeepRecent>(c.recency),
-                      std::make_shared<KeepAll>());
+                      std::make_shared<KeepAll>(), memory);
   EXPECT_OK(cache);
   s.cache = *std::move(cache);
   const int64_t row = int64_t{c.kv_heads} * c.head_dim;
@@ -137,6 +139,16 @@ TEST_P(AttentionTest, MatchesReference) {
     }
     EXPECT_LT(worst, 1.0) << hwy::TargetName(target);
     RecordProperty(hwy::TargetName(target), std::to_string(worst));
+  }
+}
+
+// With every instruction set, and so does what quantizes and packs.
+TEST_P(AttentionTest, StaysInsideTheCachesPages) {
+  testing::GuardedMemory memory;
+  ThreadPool threads(1);
+  for (int64_t target : testing::InstructionSets()) {
+    const Forced forced(target);
+    MakeSequence(GetParam(), 0, &memory).Attend(threads);
   }
 }
 

@@ -5,16 +5,27 @@
 
 #include <cstring>
 #include <limits>
+#include <memory_resource>
 #include <string>
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "kvmix/base/guarded_memory.h"
 #include "kvmix/base/instruction_sets.h"
 #include "kvmix/base/random.h"
 #include "quant/group_quantizer.h"
 
 namespace kvmix {
 namespace {
+
+// Memory that ends where nothing may be read.
+template <class T>
+using Guarded = std::pmr::vector<T>;
+const bool kGuards = [] {
+  static testing::GuardedMemory memory;
+  std::pmr::set_default_resource(&memory);
+  return true;
+}();
 
 std::vector<LaneBlock> Formats() {
   std::vector<LaneBlock> formats;
@@ -36,9 +47,9 @@ std::string Describe(const LaneBlock& f) {
 }
 
 // x [inner, lanes]
-std::vector<float> Numbers(const LaneBlock& f) {
+Guarded<float> Numbers(const LaneBlock& f) {
   CounterRandom random(11, f.bits);
-  std::vector<float> x(f.lanes * f.inner);
+  Guarded<float> x(f.lanes * f.inner);
   for (float& v : x) v = static_cast<float>(random.Normal());
   x[5] = std::numeric_limits<float>::quiet_NaN();
   x[70] = std::numeric_limits<float>::infinity();
@@ -46,15 +57,15 @@ std::vector<float> Numbers(const LaneBlock& f) {
   return x;
 }
 
-std::vector<uint8_t> Encode(const LaneBlock& f, const std::vector<float>& x) {
-  std::vector<uint8_t> block(f.bytes());
+Guarded<uint8_t> Encode(const LaneBlock& f, const Guarded<float>& x) {
+  Guarded<uint8_t> block(f.bytes());
   EncodeLanes(f, {.num_lanes = f.lanes, .num_inner = f.inner}, x.data(),
               f.lanes, block.data());
   return block;
 }
 
 // By the formula in lane_block.h.
-uint32_t CodeAt(const LaneBlock& f, const std::vector<uint8_t>& block, int lane,
+uint32_t CodeAt(const LaneBlock& f, const Guarded<uint8_t>& block, int lane,
                 int inner) {
   uint32_t code = 0;
   int done = 0;  // bits
@@ -80,8 +91,8 @@ using LaneBlockTest = testing::InstructionSetTest;
 TEST_P(LaneBlockTest, HoldsWhatGroupQuantizerComputesWhereTheHeaderSays) {
   for (const LaneBlock& f : Formats()) {
     SCOPED_TRACE(Describe(f));
-    const std::vector<float> x = Numbers(f);
-    const std::vector<uint8_t> block = Encode(f, x);
+    const Guarded<float> x = Numbers(f);
+    const Guarded<uint8_t> block = Encode(f, x);
     const GroupFormat group{.bits = f.bits, .size = f.group};
     std::vector<uint32_t> words(group.words());
     std::vector<float> members(f.group);
@@ -110,13 +121,13 @@ TEST_P(LaneBlockTest, HoldsWhatGroupQuantizerComputesWhereTheHeaderSays) {
 TEST_P(LaneBlockTest, DecodesAnyPart) {
   for (const LaneBlock& f : Formats()) {
     SCOPED_TRACE(Describe(f));
-    const std::vector<uint8_t> block = Encode(f, Numbers(f));
+    const Guarded<uint8_t> block = Encode(f, Numbers(f));
     for (const LanePart& part :
          {LanePart{0, f.lanes, 0, f.inner}, LanePart{0, f.lanes, 7, 1},
           LanePart{0, f.lanes, 30, 100}, LanePart{13, 1, 0, f.inner},
           LanePart{5, 50, 31, 34}}) {
       const int64_t stride = part.num_lanes + 3;
-      std::vector<float> x(part.num_inner * stride, -7.0f);
+      Guarded<float> x(part.num_inner * stride, -7.0f);
       DecodeLanes(f, part, block.data(), x.data(), stride);
       for (int i = 0; i < part.num_inner; ++i) {
         for (int l = 0; l < stride; ++l) {
@@ -140,8 +151,8 @@ TEST_P(LaneBlockTest, DecodesAnyPart) {
 TEST_P(LaneBlockTest, PartsWrittenOneAfterAnotherMakeTheSameBlock) {
   for (const LaneBlock& f : Formats()) {
     SCOPED_TRACE(Describe(f));
-    const std::vector<float> x = Numbers(f);
-    std::vector<uint8_t> block(f.bytes());
+    const Guarded<float> x = Numbers(f);
+    Guarded<uint8_t> block(f.bytes());
     const auto encode = [&](const LanePart& part) {
       EncodeLanes(f, part,
                   x.data() + part.first_inner * f.lanes + part.first_lane,

@@ -38,7 +38,7 @@ SECTIONS=(
   "attention_decode|bazel run //attention:attention_benchmark -- --benchmark_filter='Decode/.*/32768/2' $ROUNDS"
   "attention_threads|bazel run //attention:attention_benchmark -- --benchmark_filter='Decode/.*/(half|k4v4|k2v2)/32768/1' $ROUNDS"
   "attention_prefill|bazel run //attention:attention_benchmark -- --benchmark_filter='Prefill/.*/(half|k4v4|k2v2)/.*/2/' $ROUNDS"
-  "append|bazel run //attention:attention_benchmark -- --benchmark_filter='Append/.*/(k4v4|k2v2)/' $ROUNDS"
+  "append|bazel run //attention:attention_benchmark -- --benchmark_filter='Append/.*/(k4v4|k2v2)/' --benchmark_enable_random_interleaving=true --benchmark_repetitions=3"
   "gates|bazel run //attention:attention_benchmark -- --benchmark_filter='Read/|Decode/.*/(half|k4v4int8|k2v2int8)/32768/|Prefill/.*/(half|k4v4|k2v2)/8192/2/' $ROUNDS --benchmark_format=json | awk -f tools/cpu_gates.awk"
   "linear|bazel run //models:linear_benchmark -- --benchmark_filter='Linear/.*/gate_up/.*/2/' $ROUNDS"
 )

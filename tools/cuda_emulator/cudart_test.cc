@@ -33,6 +33,24 @@ TEST_F(CudartTest, BadLaunchesAreRefused) {
   EXPECT_EQ(RunFill(d.data(), 1, 2048, 16), cudaErrorInvalidConfiguration);
 }
 
+// A grid may be long in x alone.
+TEST_F(CudartTest, LaunchesBeyondADevicesLimitsAreRefused) {
+  DeviceVector<float> d(std::vector<float>(1, 0.0f));
+  const auto run = [&](dim3 grid, dim3 block) {
+    return RunFill(d.data(), grid, block, 16);
+  };
+  for (const dim3 grid : {dim3(1, 65536), dim3(1, 1, 65536), dim3(1u << 31),
+                          dim3(1, 0), dim3(1, 1, 0)})
+    EXPECT_EQ(run(grid, 1), cudaErrorInvalidConfiguration);
+  for (const dim3 block : {dim3(1025), dim3(1, 1025), dim3(1, 1, 65),
+                           dim3(32, 33), dim3(1u << 31, 2), dim3(1, 0)})
+    EXPECT_EQ(run(1, block), cudaErrorInvalidConfiguration);
+  EXPECT_EQ(d.ToHost()[0], 0);  // nothing ran
+  EXPECT_EQ(run(65536, 1), cudaSuccess);
+  EXPECT_EQ(run(1, dim3(8, 2, 64)), cudaSuccess);
+  EXPECT_EQ(d.ToHost()[0], 1);
+}
+
 TEST_F(CudartTest, MoreThan48KiBOfSharedMemoryMustBeAskedFor) {
   DeviceVector<float> d(4);
   EXPECT_EQ(RunFill(d.data(), 1, 32, 50000), cudaErrorInvalidValue);

@@ -158,8 +158,8 @@ cudaError_t RunTransposed(const __half* x, unsigned* out, unsigned* moved) {
 cudaError_t RunAddOne(float* x, int n, cudaStream_t s) {
   return Launch(AddOne, 1, n, 0, s, x);
 }
-cudaError_t RunFill(float* x, int blocks, int threads, size_t smem) {
-  return Launch(Fill, blocks, threads, smem, nullptr, x);
+cudaError_t RunFill(float* x, dim3 grid, dim3 block, size_t smem) {
+  return Launch(Fill, grid, block, smem, nullptr, x);
 }
 cudaError_t AllowFill(size_t smem) {
   return cudaFuncSetAttribute(Fill, cudaFuncAttributeMaxDynamicSharedMemorySize,

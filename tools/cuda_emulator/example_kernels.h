@@ -25,7 +25,7 @@ cudaError_t RunOneTile(const __half* a, const __half* b, float* c, int k);
 cudaError_t RunTransposed(const __half* x, unsigned* out, unsigned* moved);
 cudaError_t RunAddOne(float* x, int n, cudaStream_t s);
 // x[0] = 1 by way of `smem` bytes of dynamic shared memory.
-cudaError_t RunFill(float* x, int blocks, int threads, size_t smem);
+cudaError_t RunFill(float* x, dim3 grid, dim3 block, size_t smem);
 cudaError_t AllowFill(size_t smem);
 
 }  // namespace kvmix

@@ -453,9 +453,11 @@ size_t DynamicLimit(const void* kernel) {
 }
 
 bool ValidLaunch(const void* kernel, dim3 grid, dim3 block, size_t smem) {
+  // CUDA programming guide, technical specifications per compute capability.
   const uint64_t threads = uint64_t(block.x) * block.y * block.z;
   if (threads < 1 || threads > 1024 || block.z > 64 || grid.x < 1 ||
-      grid.y < 1 || grid.y > 65535 || grid.z < 1 || grid.z > 65535) {
+      grid.x > 0x7fffffff || grid.y < 1 || grid.y > 65535 || grid.z < 1 ||
+      grid.z > 65535) {
     SetLastError(cudaErrorInvalidConfiguration);
     return false;
   }

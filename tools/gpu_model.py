@@ -2,7 +2,8 @@
 """Predicts the speed of decode attention on an H100 by counting instructions.
 
 Compiles attention/cuda_decode.cu for sm_90a, disassembles it, finds the loop over tiles of 32 tokens in every kernel for
-head_dim 128, counts what a wholly packed tile executes, and compares with what the bytes of the tile take. Nothing is run.
+head_dim 128, counts what a wholly packed tile executes, or in half a wholly unquantized one, and compares with what the bytes
+of the tile take. Nothing is run.
 
   tools/gpu_model.py --nvdisasm PATH > docs/results/gpu_model.md
 
@@ -36,18 +37,20 @@ MUFU = 2.0
 SHUFFLE = 1.0
 SHARED_BYTES = 128  # a clock
 
-# What a wholly packed tile never runs: unquantized rows, tiles of both kinds, groups of more than 32, a new largest score.
-COLD = ["ScoreHalf", "AddHalf", "Become", "Rescale", "Only", "HalfTile", "PartOfLongBlock"]
+# What never runs: tiles of both kinds, groups of more than 32, a new largest score; and the other kind of tile.
+NEVER = ["Become", "Rescale", "Only", "PartOfLongBlock"]
+COLD = {"packed": NEVER + ["ScoreHalf", "AddHalf", "HalfTile"], "half": NEVER + ["ScorePacked", "AddPacked", "CopyPacked"]}
 
-KERNELS = [(2, 2), (3, 3), (4, 4), (2, 4), (3, 4)]
-GATES = {(2, 2): (40, 60), (3, 3): (45, 65), (4, 4): (55, 70)}  # gate, stretch: shares of the copy, in %
+HALF = (16, 16)
+KERNELS = [HALF, (2, 2), (3, 3), (4, 4), (2, 4), (3, 4)]
+GATES = {HALF: (65, 80), (2, 2): (40, 60), (3, 3): (45, 65), (4, 4): (55, 70)}  # gate, stretch: shares of the copy, in %
 
 
-def function_lines(source):
-    """Lines of each cold function's definition in the source."""
+def function_lines(source, names):
+    """Lines of each function's definition in the source."""
     text = open(source).read()
     ranges = {}
-    for name in COLD:
+    for name in names:
         for match in re.finditer(r"^[^\n/]*\b%s\([^;{]*\{" % name, text, re.M):
             depth, i = 1, match.end()
             while depth:
@@ -80,16 +83,18 @@ def registers_of(report):
 
 
 class Instruction:
-    def __init__(self, address, text, cold):
-        self.address, self.cold = address, cold
+    def __init__(self, address, text, lines):
+        self.address, self.lines = address, lines  # of the source, inlined functions' callers included
+        self.registers = [int(r) for r in re.findall(r"\bR(\d+)\b", text)]  # of a load the first is where it goes
         text = re.sub(r"^@!?U?P\w+\s+", "", text)
         self.opcode = text.split()[0].rstrip(";")
         target = re.search(r"`\((\.L_x_\d+)\)", text)
         self.target = target.group(1) if target and self.opcode.startswith("BRA") else None
+        self.loads = int(self.opcode.split(".")[2]) // 8 if re.match(r"LDG?\.E\.(64|128)", self.opcode) else 0  # bytes of a lane
         self.ends_block = self.opcode.split(".")[0] in ("BRA", "BRX", "BRXU", "EXIT", "RET", "CALL")
 
 
-def kernels_of(sass, cold_lines):
+def kernels_of(sass):
     """name -> (instructions, label -> address)"""
     kernels = {}
     current = labels = None
@@ -119,8 +124,7 @@ def kernels_of(sass, cold_lines):
             for label in pending:
                 labels[label] = address
             pending = []
-            cold = any(f.endswith(SOURCE) and any(a <= n <= b for a, b in cold_lines) for f, n in frames)
-            current.append(Instruction(address, match.group(2), cold))
+            current.append(Instruction(address, match.group(2), [n for f, n in frames if f.endswith(SOURCE)]))
     return kernels
 
 
@@ -138,8 +142,9 @@ def loop_over_tiles(instructions, labels):
     return best
 
 
-def packed_path(body, labels):
-    """Without the basic blocks most of whose instructions are of cold functions."""
+def path_of(body, labels, cold):
+    """Without the basic blocks most of whose instructions are of cold functions, whose lines these are."""
+    is_cold = lambda i: any(a <= n <= b for a, b in cold for n in i.lines)
     leaders = set(labels.values())
     blocks, block = [], []
     for i in body:
@@ -151,7 +156,7 @@ def packed_path(body, labels):
             blocks.append(block)
             block = []
     blocks.append(block)
-    return [i for block in blocks if 2 * sum(i.cold for i in block) <= len(block) for i in block]
+    return [i for block in blocks if 2 * sum(map(is_cold, block)) <= len(block) for i in block]
 
 
 def kind_of(opcode):
@@ -174,8 +179,22 @@ def kind_of(opcode):
 KINDS = ["tensor", "masks, shifts", "half2", "shared memory", "exp2", "shuffles", "other"]
 
 
+def bytes_on_their_way(path):
+    """The most that a warp has asked of memory into registers, and not used."""
+    most, waiting = 0, {}
+    for i in path:
+        for r in i.registers[1:] if i.loads else i.registers:
+            waiting = {first: bytes for first, bytes in waiting.items() if not first <= r < first + bytes // 4}
+        if i.loads:
+            waiting[i.registers[0]] = i.loads
+        most = max(most, 32 * sum(waiting.values()))
+    return most
+
+
 def tile_bytes(bits):
     """Of one side, groups of 32: codes, and a scale and a zero point, half, a group."""
+    if bits == 16:
+        return TILE * HEAD_DIM * 2
     return TILE * HEAD_DIM * bits // 8 + TILE * HEAD_DIM // 32 * 4
 
 
@@ -192,10 +211,11 @@ class Count:
             "exp2": self.kinds["exp2"] * MUFU,
         }
         self.registers = registers
-        ring = WARPS * STAGES * self.bytes
+        in_half = (key_bits, value_bits) == HALF  # read into registers, not through the ring
+        ring = 0 if in_half else WARPS * STAGES * self.bytes
         per_thread = (registers + 7) // 8 * 8
         self.blocks = min(REGISTERS // (per_thread * 32 * WARPS), SHARED_KB * 1024 // (ring + 1024))
-        self.in_flight = self.blocks * WARPS * (STAGES - 1) * self.bytes
+        self.in_flight = self.blocks * WARPS * (bytes_on_their_way(path) if in_half else (STAGES - 1) * self.bytes)
 
     def elements(self):
         return 2 * TILE * HEAD_DIM
@@ -218,8 +238,8 @@ class Count:
 HEAD = """# Decode attention on a GPU, by counting
 
 Written by `tools/gpu_model.py`; nothing here was measured on a device. For every kernel it finds in the machine code of
-sm_90a (nvcc {version}) the loop over tiles of 32 tokens and counts what a tile executes whose keys and values are both packed, once
-for all query heads: up to 8 of a KV head share every operand, so **the counts are the same for G = 1, 4 and 8**. Arms of a branch
+sm_90a (nvcc {version}) the loop over tiles of 32 tokens and counts what a tile executes whose keys and values are both packed (of 16
+bits: both in half), once for all query heads: up to 8 of a KV head share every operand, so **the counts are the same for G = 1, 4 and 8**. Arms of a branch
 are both counted, so counts are upper bounds; a new largest score, which rescales the sums, is left out (it becomes rare).
 
 Assumed of an H100 SXM: {sms} multiprocessors at {clock} GHz; a device copy of {copy} TB/s, the yardstick; a clock of a multiprocessor
@@ -262,7 +282,8 @@ def write(counts, version, out):
 ## Latency
 
 Bytes on their way must cover the memory's latency: about %d clocks at the copy's speed are %.1f KB a multiprocessor. And a warp may not
-take longer for a tile, all its waiting included, than the last column says.
+take longer for a tile, all its waiting included, than the last column says. Packed tiles travel through a ring of shared memory, two
+ahead; of rows in half, the bytes are those of the most loads that a warp has issued before the first of them is used.
 
 | K, V bits | registers | blocks of %d warps | KB on their way | clocks a warp may take for a tile, at the gate |
 |---|---|---|---|---|
@@ -287,13 +308,14 @@ def main():
         cubin = folder + "/decode.cubin"
         registers = registers_of(compile_cubin(arguments.nvcc, cubin))
         sass = subprocess.run([arguments.nvdisasm, "-gi", "-c", cubin], check=True, stdout=subprocess.PIPE, text=True).stdout
-    kernels = kernels_of(sass, function_lines(SOURCE))
+    kernels = kernels_of(sass)
+    cold = {kind: function_lines(SOURCE, names) for kind, names in COLD.items()}
     counts = {}
     for key, value in KERNELS:
         mark = "DecodeAttentionILi%dELi%dELi%dEE" % (HEAD_DIM // 32, key, value)
         name = next(n for n in kernels if mark in n)
         instructions, labels = kernels[name]
-        path = packed_path(loop_over_tiles(instructions, labels), labels)
+        path = path_of(loop_over_tiles(instructions, labels), labels, cold["half" if (key, value) == HALF else "packed"])
         counts[key, value] = Count(path, key, value, registers[name])
     write(counts, version, sys.stdout)
 

@@ -45,29 +45,40 @@ struct CudaFormat {
 
 struct CudaItem {
   int sequence = 0;
-  int tokens_before = 0;
+  int tokens_seen = 0;  // before the chunk, those that have left included
   int num_tokens = 0;
   int first_row = 0;  // of the chunk's R
 };
 
-// Tokens of a stream in packed blocks.
+// Tokens of a stream: the keys or the values of one KV head of one sequence.
 struct CudaCounts {
-  int packed_before = 0;  // the chunk
+  int tokens_before = 0;  // the chunk
+  int packed_before = 0;  // of these, in packed blocks
   int packed_after = 0;
+  // Not 0: tokens leave at the end of the chunk, and CudaCompact, not
+  // CudaFinishChunk, brings those of a longer chunk to their places.
+  int compacts = 0;
+};
+
+// Where a stream lies.
+struct CudaPlace {
+  uint8_t* blocks = nullptr;   // of block_bytes each
+  uint16_t* window = nullptr;  // [window_tokens][D] half, a ring
+  uint16_t* sinks = nullptr;   // [max_sinks][D] half
+  // [tokens] of keys, if an eviction policy goes by it: attention that each
+  // token has received, mean over the query heads.
+  float* received = nullptr;
 };
 
 // The keys or the values of one layer.
 struct CudaSide {
   CudaFormat format;
   bool keys = false;
-  uint8_t* blocks = nullptr;  // [sequence][G][max_blocks] of block_bytes
-  int max_blocks = 0;
-  uint16_t* window = nullptr;  // [sequence][G][window_tokens][D] half, a ring
+  const CudaPlace* places = nullptr;  // [sequence][G]
   int window_tokens = 0;
-  uint16_t* sinks = nullptr;  // [sequence][G][max_sinks][D] half
   // [R][G][D] half: tokens of items that bring more than one
   uint16_t* chunk = nullptr;
-  const CudaCounts* counts = nullptr;  // [items]
+  const CudaCounts* counts = nullptr;  // [items][counted_heads]
 };
 
 struct CudaLayer {
@@ -77,6 +88,7 @@ struct CudaLayer {
   int num_kv_heads = 0;  // G
   int head_dim = 0;      // D
   int max_sinks = 0;
+  int counted_heads = 1;  // KV heads with counts of their own: all, or G
   bool flush_before_attention = false;  // of items of one token
   int* unfit = nullptr;                 // set to 1 by numbers beyond half
 };

@@ -53,8 +53,8 @@ KVMIX_HD PackedSide SizesOf(int bits, bool keys, int group, int head_dim) {
 __device__ __forceinline__ const __half* HalfTile(const Stream& s,
                                                   const Tile& tile) {
   return tile.position < 0
-             ? s.sink_rows + static_cast<int64_t>(tile.token) * s.head_dim
-             : s.window +
+             ? s.sink_rows() + static_cast<int64_t>(tile.token) * s.head_dim
+             : s.window() +
                    static_cast<int64_t>(tile.position % s.side->window_tokens) *
                        s.head_dim;
 }

@@ -2,13 +2,14 @@
 
 #include <algorithm>
 #include <cstring>
-#include <map>
-#include <tuple>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "attention/cuda_attention.h"
+#include "attention/cuda_block.h"
+#include "attention/cuda_cache_state.h"
 #include "attention/cuda_store.h"
+#include "attention/eviction_step.h"
 #include "attention/recency_step.h"
 #include "kvmix/base/check.h"
 #include "kvmix/base/device_memory.h"
@@ -22,7 +23,6 @@
 namespace kvmix {
 namespace {
 
-constexpr int kTile = 32;         // tokens that attention reads at a time
 constexpr int kTilesOfSplit = 8;  // at least, of a range of the cache
 constexpr int kBlocksOfSm = 3;    // blocks of threads at a time, about
 constexpr int kRowsOfBlock = 64;  // query rows, at most
@@ -54,6 +54,8 @@ absl::Status Validate(const CacheShape& shape, const CachePlan& plan,
         kCudaMaxTiledHeadDim, "; use device: CPU"));
   KVMIX_RETURN_IF_ERROR(
       ValidateIsNonNegative(recency.sink_tokens(), "sink_tokens"));
+  if (options.eviction != nullptr)
+    KVMIX_RETURN_IF_ERROR(CheckEvictsOnDevice(*options.eviction));
   if (plan.layer_size() != shape.num_layers)
     return absl::InvalidArgumentError(
         absl::StrCat("the cache plan has ", plan.layer_size(),
@@ -131,12 +133,14 @@ int GranularityOf(const CudaFormat& format) {
 // The most unquantized tokens that a window keeps between chunks, and those of
 // a chunk of one token before it packs. Windows reach every size that chunks
 // can make of a size that they reach; a policy that looks at packed tokens
-// keeps most when there are none, or as many as fit.
+// keeps most when there are none, or as many as fit. `unpacked`: tokens that
+// come back from packed blocks, at most.
 int64_t WindowTokens(const RecencyPolicy& recency, WindowState state,
-                     int64_t max_tokens, int64_t max_chunk) {
+                     int64_t max_tokens, int64_t max_chunk, int64_t unpacked) {
+  const int64_t more = max_chunk + unpacked;
   int64_t kept = 0, seen = 0;
-  for (int64_t reach = std::min(max_chunk, max_tokens); seen < reach;
-       reach = std::min(kept + max_chunk, max_tokens)) {
+  for (int64_t reach = std::min(more, max_tokens); seen < reach;
+       reach = std::min(kept + more, max_tokens)) {
     for (; seen < reach; ++seen) {
       state.window_tokens = seen + 1;
       for (const int64_t packed : {int64_t{0}, max_tokens - seen - 1}) {
@@ -146,91 +150,36 @@ int64_t WindowTokens(const RecencyPolicy& recency, WindowState state,
       }
     }
   }
-  return std::min(kept + 1, max_tokens);
+  return std::min(kept + unpacked + 1, max_tokens);
 }
-
-// Streams whose tokens move alike.
-using CountsKey = std::tuple<Side, int, int>;  // bits, granularity
 
 }  // namespace
 
-struct CudaKvCache::State {
-  struct Layer {
-    CudaLayer params;
-    int key_counts, value_counts;  // index of their counts
-  };
-  struct Chunk {
-    int num_items = 0, num_rows = 0, max_tokens = 0;
-    bool any_single = false;
-    int64_t longest = 0;  // tokens of a sequence
-  };
-
-  State(const CacheShape& shape, const CudaCacheOptions& options)
-      : shape(shape), options(options) {}
-  ~State() {
-    if (staged != nullptr) cudaEventDestroy(staged);
-  }
-
-  absl::Status AddFormats(const CachePlan& plan);
-  absl::StatusOr<int> CountsOf(const CudaFormat& format, Side side);
-  void LayOut(DeviceArena& arena);
-  absl::Status Allocate();
-  absl::Status CheckChunk(absl::Span<const SequenceChunk> chunk) const;
-  absl::StatusOr<CudaCounts> CountsAfter(int index, int sequence,
-                                         int64_t tokens) const;
-  int Splits(int64_t blocks, int64_t tokens) const;
-  CudaAttentionParams AttentionParams(int layer) const;
-  int group() const { return options.num_heads / shape.num_kv_heads; }
-  bool single_tokens() const { return chunk.max_tokens == 1; }
-  int64_t StagingBytes() const {
-    return options.num_sequences *
-           static_cast<int64_t>(sizeof(CudaItem) +
-                                counts.size() * sizeof(CudaCounts));
-  }
-  int64_t max_positions(int64_t sinks) const {
-    return std::max<int64_t>(options.max_tokens - sinks, 0);
-  }
-
-  const CacheShape shape;
-  const CudaCacheOptions options;
-  std::shared_ptr<const RecencyPolicy> recency;
-  int num_sms = 0;
-
-  // counts[i]: of streams of this kind; windows[i]: their room.
-  std::vector<CountsKey> counts;
-  std::vector<int64_t> windows;
-  std::vector<Layer> layers;
-  DeviceMemory memory;
-  CudaItem* items = nullptr;            // [sequences]
-  CudaCounts* device_counts = nullptr;  // [counts][sequences]
-  int* unfit = nullptr;
-  float* partials = nullptr;
-  int64_t partial_rows = 0;
-
-  PinnedMemory staging;  // items and counts
-  cudaEvent_t staged = nullptr;
-
-  std::vector<int64_t> tokens;               // [sequences]
-  std::vector<std::vector<int64_t>> packed;  // [counts][sequences]
-  Chunk chunk;
-};
-
-absl::StatusOr<int> CudaKvCache::State::CountsOf(const CudaFormat& format,
-                                                 Side side) {
-  const CountsKey key{side, format.bits, GranularityOf(format)};
-  const auto found = std::find(counts.begin(), counts.end(), key);
-  if (found != counts.end()) return static_cast<int>(found - counts.begin());
-  int64_t window = max_positions(recency->sink_tokens());
+absl::StatusOr<int> CudaKvCache::State::KindOf(const CudaFormat& format,
+                                               Side side, int layer) {
+  Kind kind{.side = side,
+            .bits = format.bits,
+            .granularity = GranularityOf(format),
+            .layer = evicts() ? layer : -1,
+            .window = max_positions()};
+  const auto found =
+      std::find_if(kinds.begin(), kinds.end(), [&](const Kind& other) {
+        return other.side == kind.side && other.bits == kind.bits &&
+               other.granularity == kind.granularity &&
+               other.layer == kind.layer;
+      });
+  if (found != kinds.end()) return static_cast<int>(found - kinds.begin());
   if (format.layout != CudaLayout::kNone) {
-    const WindowState state{.side = side,
-                            .bits = format.bits,
-                            .granularity = GranularityOf(format)};
+    const WindowState state{
+        .side = side, .bits = kind.bits, .granularity = kind.granularity};
     KVMIX_RETURN_IF_ERROR(recency->Validate(state));
-    window = WindowTokens(*recency, state, window, options.max_chunk_tokens);
+    kind.window =
+        WindowTokens(*recency, state, max_positions(), options.max_chunk_tokens,
+                     evicts() ? kind.granularity - 1 : 0);
   }
-  counts.push_back(key);
-  windows.push_back(RoundUp(std::max<int64_t>(window, 1), kTile));
-  return static_cast<int>(counts.size()) - 1;
+  kind.window = RoundUp(std::max<int64_t>(kind.window, 1), kTile);
+  kinds.push_back(kind);
+  return static_cast<int>(kinds.size()) - 1;
 }
 
 absl::Status CudaKvCache::State::AddFormats(const CachePlan& plan) {
@@ -251,22 +200,72 @@ absl::Status CudaKvCache::State::AddFormats(const CachePlan& plan) {
       if (!own.ok()) return AddContext(own.status(), Place(i, side));
       params.format = *own;
       params.keys = keys;
-      absl::StatusOr<int> index = CountsOf(*own, side);
-      if (!index.ok()) return AddContext(index.status(), Place(i, side));
-      (keys ? layer.key_counts : layer.value_counts) = *index;
+      absl::StatusOr<int> kind = KindOf(*own, side, i);
+      if (!kind.ok()) return AddContext(kind.status(), Place(i, side));
+      (keys ? layer.key_kind : layer.value_kind) = *kind;
     }
   }
   return absl::OkStatus();
 }
 
+// ---- Memory ----
+
+int64_t CudaKvCache::State::WindowRows(int kind, int64_t room) const {
+  const int64_t positions = std::max<int64_t>(room - max_sinks(), 1);
+  return room == 0 ? 0
+                   : std::min(kinds[kind].window, RoundUp(positions, kTile));
+}
+
+int64_t CudaKvCache::State::Blocks(const CudaSide& side, int64_t room) const {
+  if (side.format.layout == CudaLayout::kNone) return 0;
+  return CeilDiv(std::max<int64_t>(room - max_sinks(), 0),
+                 side.format.block_tokens);
+}
+
+int64_t CudaKvCache::State::StreamBytes(const CudaSide& side, int kind,
+                                        int64_t room) const {
+  if (room == 0) return 0;
+  const int64_t row = int64_t{2} * shape.head_dim;
+  return (WindowRows(kind, room) + max_sinks()) * row +
+         Blocks(side, room) * side.format.block_bytes;
+}
+
+std::vector<CudaPlace> CudaKvCache::State::LayOutStreams(
+    int index, const std::vector<int64_t>& room, DeviceArena& arena) const {
+  const Layer& layer = layers[index];
+  std::vector<CudaPlace> both;
+  for (Side which : {Side::kKey, Side::kValue}) {
+    const CudaSide& side = layer.side(which);
+    for (const int64_t tokens : room) {
+      CudaPlace& place = both.emplace_back();
+      place.window = arena.Take<uint16_t>(
+          WindowRows(layer.kind(which), tokens) * shape.head_dim);
+      place.sinks = arena.Take<uint16_t>(max_sinks() * shape.head_dim);
+      place.blocks =
+          arena.Take<uint8_t>(Blocks(side, tokens) * side.format.block_bytes);
+      if (side.keys && signals().received)
+        place.received = arena.Take<float>(tokens);
+    }
+  }
+  return both;
+}
+
+void CudaKvCache::State::SetPlaces(int layer, int sequence,
+                                   const std::vector<CudaPlace>& both) {
+  const int64_t G = shape.num_kv_heads;
+  for (Side side : {Side::kKey, Side::kValue})
+    std::copy_n(both.begin() + (side == Side::kKey ? 0 : G), G,
+                places.begin() + PlaceIndex(layer, side, sequence, 0));
+}
+
 void CudaKvCache::State::LayOut(DeviceArena& arena) {
-  const int64_t streams = int64_t{options.num_sequences} * shape.num_kv_heads;
-  const int64_t sinks = std::min(recency->sink_tokens(), options.max_tokens);
   const int64_t row = shape.head_dim;
   const int64_t chunk = options.max_chunk_tokens * shape.num_kv_heads * row;
   items = arena.Take<CudaItem>(options.num_sequences);
-  device_counts = arena.Take<CudaCounts>(static_cast<int64_t>(counts.size()) *
-                                         options.num_sequences);
+  device_counts = arena.Take<CudaCounts>(static_cast<int64_t>(kinds.size()) *
+                                         counts_of_kind());
+  device_places =
+      arena.Take<CudaPlace>(PlaceIndex(shape.num_layers, Side::kKey, 0, 0));
   unfit = arena.Take<int>(1);
   const int64_t most_splits =
       CeilDiv(CeilDiv(options.max_tokens, kTile) + 2, kTilesOfSplit);
@@ -276,31 +275,44 @@ void CudaKvCache::State::LayOut(DeviceArena& arena) {
   partials = arena.Take<float>(partial_rows * (shape.head_dim + 2));
   uint16_t* const chunk_keys = arena.Take<uint16_t>(chunk);
   uint16_t* const chunk_values = arena.Take<uint16_t>(chunk);
-  for (Layer& layer : layers) {
+  if (evicts()) {
+    kept = arena.Take<int>(shape.num_kv_heads * options.max_tokens);
+    compactions = arena.Take<CudaCompaction>(2 * shape.num_kv_heads);
+    recent_queries = arena.Take<float>(
+        int64_t{shape.num_layers} * options.num_sequences *
+        signals().query_window * options.num_heads * shape.head_dim);
+  }
+  if (signals().received) {
+    score_partials = arena.Take<float>(
+        options.max_chunk_tokens * options.num_heads * kCudaScoreRanges * 2);
+    received = arena.Take<float>(int64_t{options.num_sequences} *
+                                 shape.num_kv_heads * options.max_tokens);
+  }
+  for (int i = 0; i < shape.num_layers; ++i) {
+    Layer& layer = layers[i];
     layer.params.items = items;
     layer.params.num_kv_heads = shape.num_kv_heads;
     layer.params.head_dim = shape.head_dim;
-    layer.params.max_sinks = static_cast<int>(sinks);
+    layer.params.max_sinks = static_cast<int>(max_sinks());
+    layer.params.counted_heads = counted_heads();
     layer.params.flush_before_attention = QuantizesBeforeAttention(*recency, 1);
     layer.params.unfit = unfit;
     for (CudaSide* side : {&layer.params.key, &layer.params.value}) {
-      const int index = side->keys ? layer.key_counts : layer.value_counts;
-      const CudaFormat& format = side->format;
-      side->counts = device_counts + index * options.num_sequences;
+      const Side which = side->keys ? Side::kKey : Side::kValue;
+      side->counts = device_counts + layer.kind(which) * counts_of_kind();
+      side->places = device_places + PlaceIndex(i, which, 0, 0);
       side->chunk = side->keys ? chunk_keys : chunk_values;
-      side->window_tokens = static_cast<int>(windows[index]);
-      side->window = arena.Take<uint16_t>(streams * windows[index] * row);
-      side->sinks = arena.Take<uint16_t>(streams * sinks * row);
-      if (format.layout == CudaLayout::kNone) continue;
-      side->max_blocks =
-          static_cast<int>(CeilDiv(max_positions(sinks), format.block_tokens));
-      side->blocks =
-          arena.Take<uint8_t>(streams * side->max_blocks * format.block_bytes);
+      side->window_tokens = static_cast<int>(kinds[layer.kind(which)].window);
     }
+    if (evicts()) continue;  // memory for the tokens that are there
+    const std::vector<int64_t> room(shape.num_kv_heads, options.max_tokens);
+    for (int s = 0; s < options.num_sequences; ++s)
+      SetPlaces(i, s, LayOutStreams(i, room, arena));
   }
 }
 
 absl::Status CudaKvCache::State::Allocate() {
+  places.resize(PlaceIndex(shape.num_layers, Side::kKey, 0, 0));
   KVMIX_ASSIGN_OR_RETURN(
       memory,
       DeviceMemory::AllocateFor(
@@ -311,6 +323,10 @@ absl::Status CudaKvCache::State::Allocate() {
   KVMIX_RETURN_IF_ERROR(
       CudaStatus(cudaMemcpy(unfit, &fits, sizeof(fits), cudaMemcpyHostToDevice),
                  "clear a flag of the KV cache"));
+  KVMIX_RETURN_IF_ERROR(CudaStatus(
+      cudaMemcpy(device_places, places.data(),
+                 places.size() * sizeof(CudaPlace), cudaMemcpyHostToDevice),
+      "say where the KV cache lies"));
   KVMIX_RETURN_IF_ERROR(staging.Reserve(StagingBytes(), "the KV cache"));
   return CudaStatus(cudaEventCreate(&staged),
                     "create an event for the KV cache");
@@ -318,10 +334,8 @@ absl::Status CudaKvCache::State::Allocate() {
 
 // Ranges of the cache for `blocks` blocks of threads without: what fills the
 // device about once.
-int CudaKvCache::State::Splits(int64_t blocks, int64_t longest) const {
-  int64_t tiles = 1;  // rounded up, so that few lengths change a launch
-  while (tiles * kTile < longest) tiles *= 2;
-  const int64_t useful = CeilDiv(tiles, kTilesOfSplit);
+int CudaKvCache::State::Splits(int64_t blocks) const {
+  const int64_t useful = CeilDiv(RoundedLongest() / kTile, kTilesOfSplit);
   const int64_t wanted = int64_t{kBlocksOfSm} * num_sms / blocks;
   const int64_t room =
       partial_rows / (int64_t{chunk.num_rows} * options.num_heads);
@@ -357,9 +371,14 @@ absl::StatusOr<std::unique_ptr<CudaKvCache>> CudaKvCache::Create(
   KVMIX_ASSIGN_OR_RETURN(state->num_sms, NumSms());
   KVMIX_RETURN_IF_ERROR(state->AddFormats(plan));
   KVMIX_RETURN_IF_ERROR(state->Allocate());
+  if (state->evicts()) {
+    state->evicting.resize(static_cast<size_t>(shape.num_layers) *
+                           options.num_sequences);
+    for (int i = 0; i < options.num_sequences; ++i) state->ForgetEvicting(i);
+  }
   state->tokens.assign(options.num_sequences, 0);
-  state->packed.assign(state->counts.size(),
-                       std::vector<int64_t>(options.num_sequences, 0));
+  state->packed.assign(state->kinds.size(),
+                       std::vector<int64_t>(state->counts_of_kind(), 0));
   return std::unique_ptr<CudaKvCache>(new CudaKvCache(std::move(state)));
 }
 
@@ -371,8 +390,12 @@ int64_t CudaKvCache::num_tokens(int sequence) const {
 }
 
 void CudaKvCache::Reset(int sequence) {
-  state_->tokens.at(sequence) = 0;
-  for (std::vector<int64_t>& packed : state_->packed) packed[sequence] = 0;
+  State& s = *state_;
+  s.tokens.at(sequence) = 0;
+  for (std::vector<int64_t>& packed : s.packed)
+    std::fill_n(packed.begin() + int64_t{sequence} * s.counted_heads(),
+                s.counted_heads(), 0);
+  if (s.evicts()) s.ForgetEvicting(sequence);
 }
 
 // ---- Chunks ----
@@ -402,27 +425,33 @@ absl::Status CudaKvCache::State::CheckChunk(
 }
 
 absl::StatusOr<CudaCounts> CudaKvCache::State::CountsAfter(
-    int index, int sequence, int64_t new_tokens) const {
-  const auto [side, bits, granularity] = counts[index];
-  const int64_t before = packed[index][sequence];
-  const int64_t end = tokens[sequence] + new_tokens;
-  CudaCounts out{.packed_before = static_cast<int>(before),
+    int index, int sequence, int head, int64_t new_tokens) const {
+  const Kind& kind = kinds[index];
+  const int64_t before = packed[index][sequence * counted_heads() + head];
+  // Without eviction the tokens of the chunk are counted in the end.
+  const int64_t end = evicts() ? Stored(kind.layer, sequence, head)
+                               : tokens[sequence] + new_tokens;
+  CudaCounts out{.tokens_before = static_cast<int>(end - new_tokens),
+                 .packed_before = static_cast<int>(before),
                  .packed_after = static_cast<int>(before)};
-  if (bits == 16) return out;
+  out.compacts = evicts() && at(kind.layer, sequence).compacts;
+  const bool packs_later =
+      out.compacts && !QuantizesBeforeAttention(*recency, new_tokens);
+  if (kind.bits == 16 || packs_later) return out;
   const int64_t window =
       std::max<int64_t>(end - recency->sink_tokens(), 0) - before;
   const absl::StatusOr<int64_t> leaving =
-      TokensLeaving(*recency, {.side = side,
-                               .bits = bits,
-                               .granularity = granularity,
+      TokensLeaving(*recency, {.side = kind.side,
+                               .bits = kind.bits,
+                               .granularity = kind.granularity,
                                .window_tokens = window,
                                .packed_tokens = before});
-  if (!leaving.ok()) return AddContext(leaving.status(), SideName(side));
+  if (!leaving.ok()) return AddContext(leaving.status(), SideName(kind.side));
   const int64_t kept = new_tokens == 1 ? window : window - *leaving;
-  if (kept > windows[index])
+  if (kept > kind.window)
     return absl::InternalError(absl::StrCat(
-        SideName(side), ": the recency policy keeps ", kept,
-        " tokens unquantized, but promised to keep at most ", windows[index]));
+        SideName(kind.side), ": the recency policy keeps ", kept,
+        " tokens unquantized, but promised to keep at most ", kind.window));
   out.packed_after += static_cast<int>(*leaving);
   return out;
 }
@@ -434,27 +463,32 @@ absl::Status CudaKvCache::BeginChunk(absl::Span<const SequenceChunk> chunk,
   // The copy of the last chunk may not have left the staging memory.
   KVMIX_RETURN_IF_ERROR(CudaStatus(cudaEventSynchronize(s.staged),
                                    "wait for the last chunk's counts"));
+  const int heads = s.counted_heads();
   auto* const items = s.staging.as<CudaItem>();
   auto* const counts =
       reinterpret_cast<CudaCounts*>(items + s.options.num_sequences);
   State::Chunk next;
   for (const SequenceChunk& part : chunk) {
-    const int item = next.num_items++;
+    const int item = next.num_items();
     items[item] = {.sequence = part.sequence,
-                   .tokens_before = static_cast<int>(s.tokens[part.sequence]),
+                   .tokens_seen = static_cast<int>(s.tokens[part.sequence]),
                    .num_tokens = static_cast<int>(part.num_tokens),
                    .first_row = next.num_rows};
-    for (size_t i = 0; i < s.counts.size(); ++i) {
-      KVMIX_ASSIGN_OR_RETURN(
-          counts[i * s.options.num_sequences + item],
-          s.CountsAfter(static_cast<int>(i), part.sequence, part.num_tokens));
-    }
+    if (s.evicts()) KVMIX_RETURN_IF_ERROR(s.BeginEvicting(part, stream));
+    for (size_t i = 0; i < s.kinds.size(); ++i)
+      for (int h = 0; h < heads; ++h) {
+        CudaCounts& to = counts[i * s.counts_of_kind() + item * heads + h];
+        KVMIX_ASSIGN_OR_RETURN(
+            to, s.CountsAfter(static_cast<int>(i), part.sequence, h,
+                              part.num_tokens));
+        next.longest =
+            std::max(next.longest, to.tokens_before + part.num_tokens);
+      }
+    next.parts.push_back(part);
     next.num_rows += static_cast<int>(part.num_tokens);
     next.max_tokens =
         std::max(next.max_tokens, static_cast<int>(part.num_tokens));
     next.any_single |= part.num_tokens == 1;
-    next.longest =
-        std::max(next.longest, s.tokens[part.sequence] + part.num_tokens);
   }
   const auto copy = [&](void* to, const void* from, int64_t bytes) {
     return CudaStatus(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes),
@@ -462,19 +496,21 @@ absl::Status CudaKvCache::BeginChunk(absl::Span<const SequenceChunk> chunk,
                       "copy a chunk's counts");
   };
   KVMIX_RETURN_IF_ERROR(
-      copy(s.items, items, next.num_items * sizeof(CudaItem)));
+      copy(s.items, items, next.num_items() * sizeof(CudaItem)));
   KVMIX_RETURN_IF_ERROR(
       copy(s.device_counts, counts,
-           s.counts.size() * s.options.num_sequences * sizeof(CudaCounts)));
+           s.kinds.size() * s.counts_of_kind() * sizeof(CudaCounts)));
   KVMIX_RETURN_IF_ERROR(CudaStatus(cudaEventRecord(s.staged, stream),
                                    "mark the copy of a chunk's counts"));
-  for (int item = 0; item < next.num_items; ++item) {
-    s.tokens[items[item].sequence] += items[item].num_tokens;
-    for (size_t i = 0; i < s.counts.size(); ++i)
-      s.packed[i][items[item].sequence] =
-          counts[i * s.options.num_sequences + item].packed_after;
+  for (int item = 0; item < next.num_items(); ++item) {
+    const int sequence = items[item].sequence;
+    s.tokens[sequence] += items[item].num_tokens;
+    for (size_t i = 0; i < s.kinds.size(); ++i)
+      for (int h = 0; h < heads; ++h)
+        s.packed[i][sequence * heads + h] =
+            counts[i * s.counts_of_kind() + item * heads + h].packed_after;
   }
-  s.chunk = next;
+  s.chunk = std::move(next);
   return absl::OkStatus();
 }
 
@@ -482,17 +518,30 @@ absl::Status CudaKvCache::Append(int layer, CudaRows keys, CudaRows values,
                                  cudaStream_t stream) {
   const State::Chunk& chunk = state_->chunk;
   CudaLayer params = state_->layers.at(layer).params;
-  params.num_items = chunk.num_items;
+  params.num_items = chunk.num_items();
   return CudaStatus(CudaAppend(params, keys, values, chunk.num_rows,
                                chunk.any_single, stream),
                     "append keys and values");
 }
 
 absl::Status CudaKvCache::FinishChunk(int layer, cudaStream_t stream) {
-  CudaLayer params = state_->layers.at(layer).params;
-  params.num_items = state_->chunk.num_items;
-  return CudaStatus(CudaFinishChunk(params, state_->chunk.max_tokens, stream),
-                    "quantize keys and values");
+  State& s = *state_;
+  CudaLayer params = s.layers.at(layer).params;
+  params.num_items = s.chunk.num_items();
+  KVMIX_RETURN_IF_ERROR(
+      CudaStatus(CudaFinishChunk(params, s.chunk.max_tokens, stream),
+                 "quantize keys and values"));
+  // Longer chunks wait in a buffer that the next layer will need.
+  if (!s.evicts() || s.chunk.single_tokens()) return absl::OkStatus();
+  return s.FinishEvicting(layer, stream);
+}
+
+absl::Status CudaKvCache::EndChunk(cudaStream_t stream) {
+  State& s = *state_;
+  if (!s.evicts() || !s.chunk.single_tokens()) return absl::OkStatus();
+  for (int i = 0; i < s.shape.num_layers; ++i)
+    KVMIX_RETURN_IF_ERROR(s.FinishEvicting(i, stream));
+  return absl::OkStatus();
 }
 
 // ---- Attention ----
@@ -500,17 +549,16 @@ absl::Status CudaKvCache::FinishChunk(int layer, cudaStream_t stream) {
 CudaAttentionParams CudaKvCache::State::AttentionParams(int index) const {
   CudaAttentionParams params;
   params.layer = layers.at(index).params;
-  params.layer.num_items = chunk.num_items;
+  params.layer.num_items = chunk.num_items();
   params.num_heads = options.num_heads;
   params.max_queries = chunk.max_tokens;
   params.partial_out = partials;
   params.partial_max = partials + partial_rows * shape.head_dim;
   params.partial_sum = params.partial_max + partial_rows;
   const int64_t rows = int64_t{chunk.max_tokens} * group();
-  const int64_t rows_of_block = single_tokens() ? 8 : rows > 16 ? 64 : 16;
-  params.splits = Splits(
-      CeilDiv(rows, rows_of_block) * shape.num_kv_heads * chunk.num_items,
-      chunk.longest);
+  const int64_t rows_of_block = chunk.single_tokens() ? 8 : rows > 16 ? 64 : 16;
+  params.splits = Splits(CeilDiv(rows, rows_of_block) * shape.num_kv_heads *
+                         chunk.num_items());
   return params;
 }
 
@@ -526,7 +574,7 @@ absl::Status CudaKvCache::Attention(int layer, CudaRows queries,
   params.sliding_window =
       static_cast<int>(std::min<int64_t>(options.sliding_window, kMaxTokens));
   const bool decode =
-      s.single_tokens() &&
+      s.chunk.single_tokens() &&
       CudaDecodeReads(params.layer.key.format, params.layer.value.format,
                       s.shape.head_dim);
   KVMIX_RETURN_IF_ERROR(CudaStatus(decode ? CudaDecodeAttention(params, stream)
@@ -541,9 +589,10 @@ uint64_t CudaKvCache::launch_key() const {
   const State::Chunk& chunk = state_->chunk;
   uint64_t key = 0;
   for (const int64_t part :
-       {int64_t{chunk.num_items}, int64_t{chunk.num_rows},
+       {int64_t{chunk.num_items()}, int64_t{chunk.num_rows},
         int64_t{chunk.max_tokens}, int64_t{chunk.any_single},
-        int64_t{state_->AttentionParams(0).splits}})
+        int64_t{state_->AttentionParams(0).splits},
+        state_->signals().received ? state_->RoundedLongest() : 0})
     key = key * 1000003 + static_cast<uint64_t>(part);
   return key;
 }
@@ -576,30 +625,40 @@ std::string CudaKvCache::PrefillKernelName() {
   return "tiled, tensor cores, any format";
 }
 
+absl::Status CudaKvCache::Observe(int layer, CudaRows queries, float scale,
+                                  cudaStream_t stream) {
+  if (!state_->evicts()) return absl::OkStatus();
+  return state_->Observe(layer, queries, scale, stream);
+}
+
 // ---- The ledger ----
 
 MemoryLedger CudaKvCache::ledger() const {
   const State& s = *state_;
   MemoryLedger ledger;
   int64_t billed = 0;
-  for (const State::Layer& layer : s.layers) {
-    for (const CudaSide* side : {&layer.params.key, &layer.params.value}) {
-      const int index = side->keys ? layer.key_counts : layer.value_counts;
-      const CudaFormat& format = side->format;
+  for (int index = 0; index < s.shape.num_layers; ++index) {
+    for (Side which : {Side::kKey, Side::kValue}) {
+      const State::Layer& layer = s.layers[index];
+      const CudaSide& side = layer.side(which);
+      const CudaFormat& format = side.format;
       const int64_t row = int64_t{2} * s.shape.head_dim;
-      const int64_t streams =
-          int64_t{s.options.num_sequences} * s.shape.num_kv_heads;
+      const int kind = layer.kind(which);
       LedgerSide own;
-      for (int i = 0; i < s.options.num_sequences; ++i) {
-        const int64_t G = s.shape.num_kv_heads, packed = s.packed[index][i];
-        const int64_t sinks =
-            std::min<int64_t>(s.tokens[i], layer.params.max_sinks);
-        const int64_t window = s.tokens[i] - sinks - packed;
-        own.packed_tokens += G * packed;
-        own.full_precision_tokens += G * (sinks + window);
-        own.sinks += G * sinks * row;
-        own.window += G * window * row;
-      }
+      int64_t allocated = 0;
+      for (int i = 0; i < s.options.num_sequences; ++i)
+        for (int h = 0; h < s.shape.num_kv_heads; ++h) {
+          const int64_t stored = s.Stored(index, i, h);
+          const int64_t packed =
+              s.packed[kind][i * s.counted_heads() + s.counted(h)];
+          const int64_t sinks =
+              std::min<int64_t>(stored, layer.params.max_sinks);
+          own.packed_tokens += packed;
+          own.full_precision_tokens += stored - packed;
+          own.sinks += sinks * row;
+          own.window += (stored - sinks - packed) * row;
+          allocated += s.StreamBytes(side, kind, s.Room(index, i, h));
+        }
       if (own.packed_tokens > 0) {
         const int64_t scales = format.zeros_offset - format.scales_offset;
         own.codes =
@@ -607,12 +666,9 @@ MemoryLedger CudaKvCache::ledger() const {
         own.scales = scales * own.packed_tokens / format.block_tokens;
         own.zeros = own.scales;
       }
-      const int64_t allocated =
-          streams * ((side->window_tokens + layer.params.max_sinks) * row +
-                     int64_t{side->max_blocks} * format.block_bytes);
       own.slack = allocated - own.bytes();
       billed += allocated;
-      LedgerSide& to = side->keys ? ledger.key : ledger.value;
+      LedgerSide& to = which == Side::kKey ? ledger.key : ledger.value;
       to.codes += own.codes;
       to.scales += own.scales;
       to.zeros += own.zeros;
@@ -623,7 +679,7 @@ MemoryLedger CudaKvCache::ledger() const {
       to.full_precision_tokens += own.full_precision_tokens;
     }
   }
-  ledger.bookkeeping = s.memory.bytes() - billed;
+  ledger.bookkeeping = s.memory.bytes() + s.EvictingBytes() - billed;
   return ledger;
 }
 
@@ -631,75 +687,30 @@ MemoryLedger CudaKvCache::ledger() const {
 
 namespace {
 
-// Codes and scales of one stream's packed tokens.
-class BlockReader {
- public:
-  BlockReader(const CudaFormat& format, bool keys, int head_dim,
-              const uint8_t* blocks)
-      : format_(format), keys_(keys), head_dim_(head_dim), blocks_(blocks) {}
-
-  struct Number {
-    uint8_t code;
-    Half scale, zero;
-    float x;
-  };
-  Number At(int64_t position, int channel) const {
-    const uint8_t* block =
-        blocks_ + position / format_.block_tokens * format_.block_bytes;
-    const int token = static_cast<int>(position % format_.block_tokens);
-    const Where where = format_.layout == CudaLayout::kFragment
-                            ? InFragments(block, token, channel)
-                            : InStrings(block, token, channel);
-    Number n;
-    n.code = static_cast<uint8_t>(where.code);
-    std::memcpy(&n.scale, block + format_.scales_offset + 2 * where.group, 2);
-    std::memcpy(&n.zero, block + format_.zeros_offset + 2 * where.group, 2);
-    const float scale = ToFloat(n.scale);
-    n.x = static_cast<float>(where.code) *
-              (where.last && format_.last_scale != 1 ? scale * 7.0f / 3.0f
-                                                     : scale) +
-          ToFloat(n.zero);
-    return n;
-  }
-
- private:
-  struct Where {
-    uint32_t code;
-    int group;  // place of its scale
-    bool last;  // the eleventh of KVmix's words
-  };
-
-  Where InFragments(const uint8_t* block, int token, int channel) const {
-    using namespace cuda_layout;  // NOLINT
-    const int units = head_dim_ / kUnit, unit = channel / kUnit;
-    const int in_unit = channel % kUnit, row = token % kUnit;
-    const auto* words = reinterpret_cast<const uint32_t*>(block) +
-                        token / kUnit * CodeWords(format_.bits, units);
-    const auto place =
-        keys_ ? PlaceOf(row, KeyK(in_unit)) : PlaceOf(ValueM(in_unit), row);
-    return {
-        ReadCode(words, format_.bits, units, unit, place),
-        keys_ ? channel : channel / format_.group * kUnit + ScaleSlot(token),
-        false};
-  }
-
-  Where InStrings(const uint8_t* block, int token, int channel) const {
-    const int group =
-        format_.per_channel
-            ? channel
-            : token * (head_dim_ / format_.group) + channel / format_.group;
-    const int i = format_.per_channel ? token : channel % format_.group;
-    const auto* words =
-        reinterpret_cast<const uint32_t*>(block) + group * format_.words;
-    return {UnpackCode(words, format_.words, format_.bits, i), group,
-            format_.eleven && i + 1 == format_.group};
-  }
-
-  const CudaFormat& format_;
-  const bool keys_;
-  const int head_dim_;
-  const uint8_t* blocks_;
+// A packed number of a stream's blocks.
+struct PackedNumber {
+  uint8_t code;
+  Half scale, zero;
+  float x;
 };
+PackedNumber NumberAt(const CudaSide& side, int head_dim, const uint8_t* blocks,
+                      int64_t position, int channel) {
+  const CudaFormat& format = side.format;
+  const uint8_t* block =
+      blocks + position / format.block_tokens * format.block_bytes;
+  const CudaCode at =
+      CodeAt(format, side.keys, block, head_dim,
+             static_cast<int>(position % format.block_tokens), channel);
+  PackedNumber n;
+  n.code = static_cast<uint8_t>(at.code);
+  std::memcpy(&n.scale, block + format.scales_offset + 2 * at.group, 2);
+  std::memcpy(&n.zero, block + format.zeros_offset + 2 * at.group, 2);
+  const float scale = ToFloat(n.scale);
+  n.x = static_cast<float>(at.code) *
+            (at.last && format.last_scale != 1 ? scale * 7.0f / 3.0f : scale) +
+        ToFloat(n.zero);
+  return n;
+}
 
 template <typename T>
 absl::StatusOr<std::vector<T>> Download(const T* from, int64_t n) {
@@ -719,30 +730,28 @@ absl::StatusOr<CudaKvCache::Stored> CudaKvCache::Read(int index, int sequence,
                                                       Side which) const {
   const State& s = *state_;
   const State::Layer& layer = s.layers.at(index);
-  const bool keys = which == Side::kKey;
-  const CudaSide& side = keys ? layer.params.key : layer.params.value;
-  const int counts = keys ? layer.key_counts : layer.value_counts;
+  const CudaSide& side = layer.side(which);
+  const int kind = layer.kind(which);
   const int64_t D = s.shape.head_dim, max_sinks = layer.params.max_sinks;
-  const int64_t slot = int64_t{sequence} * s.shape.num_kv_heads + kv_head;
+  const int64_t tokens = s.Stored(index, sequence, kv_head);
+  const int64_t room = s.Room(index, sequence, kv_head);
+  const CudaPlace& place =
+      s.places.at(s.PlaceIndex(index, which, sequence, kv_head));
   KVMIX_RETURN_IF_ERROR(
       CudaStatus(cudaDeviceSynchronize(), "wait for the KV cache"));
   KVMIX_ASSIGN_OR_RETURN(const std::vector<uint16_t> window,
-                         Download(side.window + slot * side.window_tokens * D,
-                                  side.window_tokens * D));
-  KVMIX_ASSIGN_OR_RETURN(
-      const std::vector<uint16_t> sinks,
-      Download(side.sinks + slot * max_sinks * D, max_sinks * D));
-  const int64_t block_bytes =
-      int64_t{side.max_blocks} * side.format.block_bytes;
+                         Download(place.window, s.WindowRows(kind, room) * D));
+  KVMIX_ASSIGN_OR_RETURN(const std::vector<uint16_t> sinks,
+                         Download(place.sinks, room == 0 ? 0 : max_sinks * D));
   KVMIX_ASSIGN_OR_RETURN(
       const std::vector<uint8_t> blocks,
-      Download(side.blocks + slot * block_bytes, block_bytes));
-  const BlockReader reader(side.format, keys, s.shape.head_dim, blocks.data());
+      Download(place.blocks, s.Blocks(side, room) * side.format.block_bytes));
 
   Stored stored;
-  stored.sinks = std::min(s.tokens.at(sequence), max_sinks);
-  stored.packed = s.packed[counts][sequence];
-  stored.window = s.tokens[sequence] - stored.sinks - stored.packed;
+  stored.sinks = std::min(tokens, max_sinks);
+  stored.packed =
+      s.packed[kind][sequence * s.counted_heads() + s.counted(kv_head)];
+  stored.window = tokens - stored.sinks - stored.packed;
   for (int64_t i = 0; i < stored.sinks * D; ++i)
     stored.x.push_back(ToFloat(Half{sinks[i]}));
   for (int64_t p = 0; p < stored.packed + stored.window; ++p)
@@ -752,7 +761,8 @@ absl::StatusOr<CudaKvCache::Stored> CudaKvCache::Read(int index, int sequence,
             ToFloat(Half{window[p % side.window_tokens * D + d]}));
         continue;
       }
-      const BlockReader::Number n = reader.At(p, d);
+      const PackedNumber n =
+          NumberAt(side, s.shape.head_dim, blocks.data(), p, d);
       stored.x.push_back(n.x);
       stored.codes.push_back(n.code);
       stored.scales.push_back(n.scale.bits);

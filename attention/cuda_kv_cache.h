@@ -7,9 +7,10 @@
 //
 // A chunk passes the model in this order, for all sequences of it at once:
 //   BeginChunk                      counts tokens of all layers, on the host
-//   for each layer: Append, Attention, FinishChunk       kernels alone
+//   for each layer: Append, Attention, Observe, FinishChunk      kernels alone
+//   EndChunk                        eviction, if any, after a decode step
 // What was counted travels to the device once, in BeginChunk. The calls of a
-// layer only launch kernels, so those of a decode step can be captured into a
+// layer of a decode step only launch kernels, so they can be captured into a
 // CUDA graph and replayed after every BeginChunk of as many tokens, as long as
 // launch_key() stays the same.
 //
@@ -17,6 +18,10 @@
 // has room for max_tokens tokens. Unquantized windows have the most room that
 // the recency policy can ask for; a chunk's own keys and values wait in a
 // buffer that all layers share, so a long prompt never fills the windows.
+//
+// With an eviction policy, streams have memory for the tokens that they hold,
+// KV head by KV head, and for a few more: what a token took is freed when it
+// leaves. The policy itself runs on the host (cuda_eviction.cc).
 //
 // Shapes: L = layers, G = KV heads, H = query heads, D = head_dim, R = tokens
 // of a chunk, those of all its sequences one after another.
@@ -36,6 +41,7 @@
 #include "attention/kv_cache.h"
 #include "attention/memory_ledger.h"
 #include "kvmix/cache_plan.pb.h"
+#include "kvmix/eviction/eviction_policy.h"
 #include "kvmix/recency/recency_policy.h"
 
 namespace kvmix {
@@ -45,6 +51,8 @@ struct CudaCacheOptions {
   int64_t max_tokens = 0;        // of each sequence
   int64_t max_chunk_tokens = 1;  // R at most; at least num_sequences
   int num_heads = 0;             // H, a multiple of G
+  // Null: all tokens stay.
+  std::shared_ptr<const EvictionPolicy> eviction = nullptr;
 };
 
 // The tokens of one sequence in a chunk.
@@ -60,8 +68,9 @@ struct CudaAttentionOptions {
 
 class CudaKvCache {
  public:
-  // Errors: Unimplemented for a format that no kernel reads; ResourceExhausted,
-  // with the bytes, if the device has no room.
+  // Errors: Unimplemented for a format that no kernel reads, and for a policy
+  // that only the CPU serves; ResourceExhausted, with the bytes, if the device
+  // has no room.
   static absl::StatusOr<std::unique_ptr<CudaKvCache>> Create(
       const CacheShape& shape, const CachePlan& plan,
       std::shared_ptr<const RecencyPolicy> recency,
@@ -70,7 +79,8 @@ class CudaKvCache {
 
   const CacheShape& shape() const;
   const CudaCacheOptions& options() const;
-  // Tokens of a sequence, those of an open chunk included.
+  // Tokens of a sequence, those of an open chunk and those that have left
+  // included.
   int64_t num_tokens(int sequence) const;
   // Forgets a sequence's tokens. Work that reads them must be done, or be
   // earlier in the stream of the next chunk.
@@ -90,7 +100,16 @@ class CudaKvCache {
   absl::Status Attention(int layer, CudaRows queries, CudaMutableRows out,
                          const CudaAttentionOptions& options,
                          cudaStream_t stream);
+  // Shows the chunk's queries, [R, H, D] float, to an eviction policy that goes
+  // by them; nothing happens otherwise. `scale` is that of attention.
+  absl::Status Observe(int layer, CudaRows queries, float scale,
+                       cudaStream_t stream);
+  // With an eviction policy, a chunk of more than one token of a sequence waits
+  // here for the policy. Errors: of Create, and an answer that breaks the
+  // policy's contract.
   absl::Status FinishChunk(int layer, cudaStream_t stream);
+  // After the last layer. Errors: as FinishChunk's.
+  absl::Status EndChunk(cudaStream_t stream);
 
   // Equal keys: launches captured for the one chunk serve the other.
   uint64_t launch_key() const;
@@ -98,8 +117,9 @@ class CudaKvCache {
   // the last call.
   absl::Status CheckNumbers(cudaStream_t stream);
 
-  // Device bytes by cause; total() is what Create allocated. bookkeeping: the
-  // buffers of a chunk, the counts, and the workspace of attention.
+  // Device bytes by cause; total() is what is allocated. bookkeeping: the
+  // buffers of a chunk, the counts, and the workspace of attention and of
+  // eviction.
   MemoryLedger ledger() const;
   // The kernel that a layer's decode step runs through, and the one of all
   // longer chunks, for records.

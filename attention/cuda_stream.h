@@ -4,6 +4,7 @@
 
 #include "attention/cuda_attention_params.h"
 #include "kvmix/base/cuda.h"
+#include "kvmix/base/ptx.h"
 
 namespace kvmix {
 namespace cuda_stream {
@@ -12,9 +13,8 @@ namespace cuda_stream {
 // sink; position p = n - sinks, else, is packed if p < packed.
 struct Stream {
   const CudaSide* side;
+  const CudaPlace* place;
   uint8_t* blocks;
-  __half* window;
-  __half* sink_rows;
   __half* chunk;    // the row of the item's first token
   int chunk_row;    // numbers from one row of the chunk to the next
   int chunk_begin;  // tokens from here on lie in the chunk's buffer
@@ -23,30 +23,40 @@ struct Stream {
   int end;          // tokens
   int head_dim;
   int max_sinks;
+
+  // Read when they are needed: attention has no registers for them.
+  __device__ __forceinline__ __half* window() const {
+    return ptx::Global(reinterpret_cast<__half*>(place->window));
+  }
+  __device__ __forceinline__ __half* sink_rows() const {
+    return ptx::Global(reinterpret_cast<__half*>(place->sinks));
+  }
 };
+
+__device__ __forceinline__ CudaCounts CountsOf(const CudaLayer& layer,
+                                               const CudaSide& side, int index,
+                                               int head) {
+  return side
+      .counts[index * layer.counted_heads + min(head, layer.counted_heads - 1)];
+}
 
 // flushed: as once the chunk has packed what it will.
 __device__ __forceinline__ Stream StreamOf(const CudaLayer& layer,
                                            const CudaSide& side, int index,
                                            int head, bool flushed) {
   const CudaItem item = layer.items[index];
-  const CudaCounts counts = side.counts[index];
-  const int64_t slot =
-      static_cast<int64_t>(item.sequence) * layer.num_kv_heads + head;
+  const CudaCounts counts = CountsOf(layer, side, index, head);
   const int head_dim = layer.head_dim;
   Stream s;
   s.side = &side;
-  s.blocks = side.blocks + slot * side.max_blocks * side.format.block_bytes;
-  s.window = reinterpret_cast<__half*>(side.window) +
-             slot * side.window_tokens * head_dim;
-  s.sink_rows =
-      reinterpret_cast<__half*>(side.sinks) + slot * layer.max_sinks * head_dim;
+  s.place = side.places + item.sequence * layer.num_kv_heads + head;
+  s.blocks = ptx::Global(s.place->blocks);
   s.chunk_row = layer.num_kv_heads * head_dim;
   s.chunk = reinterpret_cast<__half*>(side.chunk) +
             static_cast<int64_t>(item.first_row) * s.chunk_row +
             head * head_dim;
-  s.end = item.tokens_before + item.num_tokens;
-  s.chunk_begin = item.num_tokens > 1 ? item.tokens_before : s.end;
+  s.end = counts.tokens_before + item.num_tokens;
+  s.chunk_begin = item.num_tokens > 1 ? counts.tokens_before : s.end;
   s.sinks = min(s.end, layer.max_sinks);
   s.packed = flushed ? counts.packed_after : counts.packed_before;
   s.head_dim = head_dim;
@@ -57,9 +67,9 @@ __device__ __forceinline__ Stream StreamOf(const CudaLayer& layer,
 // Where token n has its place once the chunk is finished, unless packed.
 __device__ __forceinline__ __half* HomeOf(const Stream& s, int n) {
   if (n < s.max_sinks)
-    return s.sink_rows + static_cast<int64_t>(n) * s.head_dim;
+    return s.sink_rows() + static_cast<int64_t>(n) * s.head_dim;
   const int slot = (n - s.max_sinks) % s.side->window_tokens;
-  return s.window + static_cast<int64_t>(slot) * s.head_dim;
+  return s.window() + static_cast<int64_t>(slot) * s.head_dim;
 }
 // Where token n, not packed, lies now.
 __device__ __forceinline__ const __half* HalfRow(const Stream& s, int n) {

@@ -6,6 +6,7 @@
 // rows. Row r is query r / group of the item, query head r % group of the KV
 // head.
 #include "attention/cuda_attention.h"
+#include "attention/cuda_block.h"
 #include "attention/cuda_fragments.h"
 #include "attention/cuda_stream.h"
 #include "kvmix/base/ptx.h"
@@ -112,24 +113,13 @@ __device__ void DecodeFragments(const Stream& s, int position, int last,
 // A number of a block of strings.
 __device__ float StringNumber(const CudaFormat& format, const uint8_t* block,
                               int head_dim, int token, int channel) {
-  const int group = format.per_channel ? channel
-                                       : token * (head_dim / format.group) +
-                                             channel / format.group;
-  const int i = format.per_channel ? token : channel % format.group;
-  const bool last = format.eleven && i + 1 == format.group;
-  const auto* words =
-      reinterpret_cast<const uint32_t*>(block) + group * format.words;
-  const int word = i * format.bits / 32, bit = i * format.bits % 32;
-  uint64_t window = words[word];
-  if (word + 1 < format.words)
-    window |= static_cast<uint64_t>(words[word + 1]) << 32;
-  const uint32_t code = static_cast<uint32_t>(window >> bit) &
-                        ((1u << (last ? 2 : format.bits)) - 1);
+  const CudaCode at = StringCode(format, block, head_dim, token, channel);
   const float scale = __half2float(
-      reinterpret_cast<const __half*>(block + format.scales_offset)[group]);
+      reinterpret_cast<const __half*>(block + format.scales_offset)[at.group]);
   const float zero = __half2float(
-      reinterpret_cast<const __half*>(block + format.zeros_offset)[group]);
-  return CodeNumber(code) * (last ? scale * format.last_scale : scale) + zero;
+      reinterpret_cast<const __half*>(block + format.zeros_offset)[at.group]);
+  return CodeNumber(at.code) * (at.last ? scale * format.last_scale : scale) +
+         zero;
 }
 
 template <int kD>
@@ -381,12 +371,12 @@ __global__ void __launch_bounds__(32 * kWarps, kD == 256 ? 1 : 8 / kWarps)
   rows.first = static_cast<int>(blockIdx.x) / layer.num_kv_heads * kBlockRows;
   rows.num = min(kBlockRows, item.num_tokens * rows.group - rows.first);
   rows.chunk_row = item.first_row;
-  rows.tokens_before = item.tokens_before;
   if (rows.num <= 0) return;
   const bool flushed = item.num_tokens == 1 && layer.flush_before_attention;
   const Stream keys = StreamOf(layer, layer.key, blockIdx.z, kv_head, flushed);
   const Stream values =
       StreamOf(layer, layer.value, blockIdx.z, kv_head, flushed);
+  rows.tokens_before = keys.end - item.num_tokens;
 
   const SharedTile<kD> queries{shared};
   const SharedTile<kD> key_tile{queries.Row(kBlockRows)};

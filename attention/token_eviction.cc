@@ -6,8 +6,8 @@
 #include <new>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "attention/attention_kernels.h"
+#include "attention/eviction_step.h"
 #include "hwy/aligned_allocator.h"
 #include "kvmix/base/check.h"
 
@@ -171,30 +171,6 @@ void ShowSignals(const EvictionContext& context, Shown& shown) {
   }
 }
 
-absl::Status CheckAnswer(const EvictionState& state,
-                         const std::vector<TokenList>& dropped) {
-  const auto broken = [&](size_t head, const std::string& what) {
-    return absl::InternalError(absl::StrCat("layer ", state.layer, ", KV head ",
-                                            head, ": the eviction policy ",
-                                            what));
-  };
-  if (dropped.size() != state.heads.size())
-    return broken(0, "answered for another number of heads");
-  for (size_t h = 0; h < dropped.size(); ++h) {
-    int64_t last = state.heads[h].first_candidate - 1;
-    for (const int64_t token : dropped[h]) {
-      if (token <= last || token >= state.heads[h].num_tokens)
-        return broken(h, absl::StrCat("names token ", token, " behind ", last));
-      last = token;
-    }
-    if (static_cast<int64_t>(dropped[h].size()) % state.multiple != 0)
-      return broken(
-          h, absl::StrCat("names ", dropped[h].size(),
-                          " tokens, not a multiple of ", state.multiple));
-  }
-  return absl::OkStatus();
-}
-
 // values without those at `dropped`; with `demotes` these come behind the first
 // `demoted_end` instead.
 template <typename T>
@@ -263,7 +239,7 @@ absl::Status Evict(const EvictionContext& context) {
   ShowSignals(context, shown);
   const std::vector<TokenList> dropped =
       context.policy.TokensToDrop(shown.state);
-  absl::Status status = CheckAnswer(shown.state, dropped);
+  absl::Status status = CheckDropped(shown.state, dropped);
   if (!status.ok()) return status;
   KvCache::Layer& layer = context.layer;
   for (int h = 0; h < context.shape.num_kv_heads; ++h) {

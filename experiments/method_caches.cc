@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "attention/eviction_step.h"
 #include "experiments/metrics.h"
 #include "kvmix/base/status_macros.h"
 
@@ -49,13 +50,9 @@ class CpuCaches final : public MethodCaches {
   std::vector<std::unique_ptr<KvCache>> caches_;
 };
 
-// The device's cache keeps all tokens, each in the format of the plan.
-absl::Status CheckKeepsAllInOneFormat(const RunnableMethod& method) {
-  if (method.eviction->evicts()) {
-    return absl::UnimplementedError(
-        "the eviction policy drops or demotes tokens, which only the CPU does; "
-        "set model.device: CPU or eviction_policy \"keep_all\"");
-  }
+// The device's cache keeps each token in the format of the plan.
+absl::Status CheckKeepsOneFormat(const RunnableMethod& method) {
+  KVMIX_RETURN_IF_ERROR(CheckEvictsOnDevice(*method.eviction));
   constexpr int kAnyHeadDim = 64;
   KVMIX_ASSIGN_OR_RETURN(const std::vector<AgeTier> tiers,
                          method.recency->Tiers(Side::kKey, kAnyHeadDim));
@@ -78,7 +75,8 @@ class DeviceCaches final : public MethodCaches {
           model.NewSequences(method.plan, method.recency,
                              {.num_sequences = 1,
                               .max_tokens = room.max_tokens,
-                              .max_chunk_tokens = room.max_chunk_tokens});
+                              .max_chunk_tokens = room.max_chunk_tokens,
+                              .eviction = method.eviction});
       if (!sequences.ok()) {
         return AddContext(sequences.status(),
                           absl::StrCat("method ", method.name));
@@ -191,7 +189,7 @@ absl::StatusOr<std::unique_ptr<KvCache>> MakeCache(
 }
 
 absl::Status CheckRunsOnDevice(const RunnableMethod& method) {
-  return AddContext(CheckKeepsAllInOneFormat(method),
+  return AddContext(CheckKeepsOneFormat(method),
                     absl::StrCat("method ", method.name));
 }
 

@@ -43,6 +43,7 @@ class FakeDevice final : public DeviceModel {
  public:
   explicit FakeDevice(Transformer& model) : model_(model) {}
   Change change = [](int64_t, std::vector<float>&) {};
+  std::shared_ptr<const EvictionPolicy> eviction;  // of the newest sequences
 
   const ModelConfig& config() const override { return model_.config(); }
   int64_t weight_bytes() const override { return 0; }
@@ -51,7 +52,8 @@ class FakeDevice final : public DeviceModel {
   }
   absl::StatusOr<std::unique_ptr<DeviceSequences>> NewSequences(
       const CachePlan& plan, std::shared_ptr<const RecencyPolicy> recency,
-      const SequencesOptions&) override {
+      const SequencesOptions& options) override {
+    eviction = options.eviction;
     KVMIX_ASSIGN_OR_RETURN(
         std::unique_ptr<KvCache> cache,
         KvCache::Create(model_.cache_shape(), plan, std::move(recency),
@@ -85,15 +87,23 @@ class FakeDevice final : public DeviceModel {
   Transformer& model_;
 };
 
-// Drops the oldest token, in name.
+// Drops the oldest token, in name; or demotes it.
 class Evicting final : public EvictionPolicy {
  public:
-  bool evicts() const override { return true; }
+  explicit Evicting(int demoted_bits) : demoted_bits_(demoted_bits) {}
+  absl::StatusOr<QuantFormat> DemotionFormat(Side, int) const override {
+    QuantFormat format;
+    format.set_bits(demoted_bits_);
+    return format;
+  }
   bool WouldDrop(const EvictionState&) const override { return true; }
   std::vector<TokenList> TokensToDrop(
       const EvictionState& state) const override {
     return std::vector<TokenList>(state.heads.size());
   }
+
+ private:
+  const int demoted_bits_;
 };
 
 class MethodCachesTest : public ::testing::Test {
@@ -196,13 +206,20 @@ TEST_F(MethodCachesTest, TheLedgerIsTheDevices) {
   EXPECT_EQ(caches->ledger(0).total(), 1234);
 }
 
-TEST_F(MethodCachesTest, ADeviceRefusesEviction) {
+TEST_F(MethodCachesTest, ADeviceEvictsAsTheMethodSays) {
   RunnableMethod method = Method("dropping");
-  method.eviction = std::make_shared<Evicting>();
+  method.eviction = std::make_shared<Evicting>(0);
+  EXPECT_OK(Make({method}));
+  EXPECT_EQ(device_.eviction, method.eviction);
+}
+
+TEST_F(MethodCachesTest, ADeviceRefusesDemotion) {
+  RunnableMethod method = Method("demoting");
+  method.eviction = std::make_shared<Evicting>(2);
   EXPECT_THAT(
       Make({method}).status(),
       StatusIs(absl::StatusCode::kUnimplemented,
-               HasSubstr("method dropping: the eviction policy drops")));
+               HasSubstr("method demoting: the eviction policy demotes")));
 }
 
 // One format for a while, then the plan's.

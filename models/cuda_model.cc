@@ -166,7 +166,8 @@ class CudaModel final : public DeviceModel {
     return {.num_sequences = options.num_sequences,
             .max_tokens = options.max_tokens,
             .max_chunk_tokens = options.max_chunk_tokens,
-            .num_heads = config_.num_heads};
+            .num_heads = config_.num_heads,
+            .eviction = options.eviction};
   }
   absl::Status Validate(const CudaKvCache& cache,
                         absl::Span<const DeviceChunk> batch) const;
@@ -242,6 +243,13 @@ absl::Status CudaModel::Load(const WeightSource& source, CudaNumber type,
 absl::StatusOr<std::unique_ptr<DeviceSequences>> CudaModel::NewSequences(
     const CachePlan& plan, std::shared_ptr<const RecencyPolicy> recency,
     const SequencesOptions& options) {
+  if (config_.sliding_window > 0 && options.eviction != nullptr &&
+      options.eviction->evicts()) {
+    return absl::UnimplementedError(absl::StrCat(
+        "there is an eviction policy but the model attends to a sliding window "
+        "of ",
+        config_.sliding_window, " tokens; use eviction_policy \"keep_all\""));
+  }
   KVMIX_ASSIGN_OR_RETURN(std::unique_ptr<CudaKvCache> cache,
                          CudaKvCache::Create(Shape(), plan, std::move(recency),
                                              CacheOptions(options)));
@@ -403,6 +411,8 @@ absl::Status CudaModel::LaunchLayer(int index, CudaKvCache& cache) {
       {.scale = AttentionScale(config_),
        .sliding_window = config_.sliding_window},
       stream_));
+  KVMIX_RETURN_IF_ERROR(
+      cache.Observe(index, rows_at(0), AttentionScale(config_), stream_));
   KVMIX_RETURN_IF_ERROR(cache.FinishChunk(index, stream_));
   KVMIX_RETURN_IF_ERROR(Product(attended_, layer.output, num_rows_, q_size_,
                                 size, /*add=*/true, hidden_));
@@ -487,6 +497,7 @@ absl::Status CudaModel::Forward(DeviceSequences& sequences,
     chunk.push_back({c.sequence, static_cast<int64_t>(c.tokens.size())});
   KVMIX_RETURN_IF_ERROR(own.cache->BeginChunk(chunk, stream_));
   KVMIX_RETURN_IF_ERROR(LaunchAll(own, batch));
+  KVMIX_RETURN_IF_ERROR(own.cache->EndChunk(stream_));
   KVMIX_RETURN_IF_ERROR(ShowLogits(consume));
   // Waits, so that the host may write its inputs of the next pass.
   return own.cache->CheckNumbers(stream_);

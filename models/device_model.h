@@ -19,6 +19,7 @@
 #include "attention/memory_ledger.h"
 #include "kvmix/base/thread_pool.h"
 #include "kvmix/cache_plan.pb.h"
+#include "kvmix/eviction/eviction_policy.h"
 #include "kvmix/layer_trace.h"
 #include "kvmix/recency/recency_policy.h"
 #include "models/backward.h"
@@ -40,12 +41,15 @@ struct SequencesOptions {
   int num_sequences = 1;
   int64_t max_tokens = 0;        // of each sequence
   int64_t max_chunk_tokens = 1;  // of all sequences in one pass
+  // Null: all tokens stay.
+  std::shared_ptr<const EvictionPolicy> eviction = nullptr;
 };
 
 // The cached tokens of a batch of sequences. It must not outlive its model.
 class DeviceSequences {
  public:
   virtual ~DeviceSequences() = default;
+  // Those that have left included.
   virtual int64_t num_tokens(int sequence) const = 0;
   // Device bytes by cause; total() is what was allocated.
   virtual MemoryLedger ledger() const = 0;
@@ -78,8 +82,9 @@ class DeviceModel {
   virtual int64_t weight_bytes() const = 0;  // on the device
   virtual absl::StatusOr<DeviceMemoryUse> MemoryUse() const = 0;
 
-  // Errors: Unimplemented for a format that no kernel reads; ResourceExhausted,
-  // with the bytes, if the device has no room.
+  // Errors: Unimplemented for a format that no kernel reads, and for an
+  // eviction policy that only the CPU serves; ResourceExhausted, with the
+  // bytes, if the device has no room.
   virtual absl::StatusOr<std::unique_ptr<DeviceSequences>> NewSequences(
       const CachePlan& plan, std::shared_ptr<const RecencyPolicy> recency,
       const SequencesOptions& options) = 0;

@@ -103,9 +103,9 @@ KVMIX_HD constexpr int CodeWords(int bits, int units) {
   return bits * units * kLanes;
 }
 
-// A code of unit `unit`, read from the codes of 32 tokens. For tests.
-inline uint32_t ReadCode(const uint32_t* words, int bits, int units, int unit,
-                         Place place) {
+// A code of unit `unit`, read from the codes of 32 tokens.
+KVMIX_HD uint32_t ReadCode(const uint32_t* words, int bits, int units, int unit,
+                           Place place) {
   uint32_t code = 0;
   for (int plane = 0; plane < NumPlanes(bits); ++plane) {
     const int width = PlaneWidth(bits, plane), start = PlaneStart(bits, plane);

@@ -194,6 +194,7 @@ T __ldg(const T* p) {
 inline int __popc(unsigned v) { return __builtin_popcount(v); }
 inline float __uint_as_float(unsigned v) { return emu::Bits<float>(v); }
 inline unsigned __float_as_uint(float v) { return emu::Bits<unsigned>(v); }
+inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fdiv_rn(float a, float b) { return a / b; }

@@ -13,6 +13,7 @@
 #include "attention/packed_attention.h"
 #include "attention/test_policies.h"
 #include "kvmix/base/guarded_memory.h"
+#include "kvmix/base/half.h"
 #include "kvmix/base/instruction_sets.h"
 #include "kvmix/base/random.h"
 #include "kvmix/base/status_matchers.h"
@@ -181,6 +182,110 @@ TEST_P(AttentionTest, DoesNotDependOnTheRestOfTheBatch) {
 
 INSTANTIATE_TEST_SUITE_P(AllCases, AttentionTest, ::testing::ValuesIn(Cases()),
                          [](const auto& info) { return info.param.name; });
+
+// What a format makes of the first tokens of a head's states [N, D], those that
+// fill what it packs at once; the others stay as they are.
+std::vector<float> Quantized(std::vector<float> x, const QuantFormat& format,
+                             Side side, int D) {
+  for (float& v : x) v = ToFloat(ToHalf(v));
+  if (format.bits() == 16) return x;
+  const auto codec = *MakeBlockCodec(format, side, D);
+  const int64_t N = static_cast<int64_t>(x.size()) / D;
+  const int64_t end = N / codec->granularity() * codec->granularity();
+  for (int64_t first = 0; first < end; first += codec->block_tokens()) {
+    const int n =
+        static_cast<int>(std::min<int64_t>(codec->block_tokens(), end - first));
+    const bool keys = side == Side::kKey;
+    std::vector<float> own(n * D), read(n * D);
+    const auto at = [&](int t, int d) { return keys ? d * n + t : t * D + d; };
+    for (int t = 0; t < n; ++t)
+      for (int d = 0; d < D; ++d) own[at(t, d)] = x[(first + t) * D + d];
+    std::vector<uint32_t> block(codec->bytes().total() / 4 + 1);
+    auto* bytes = reinterpret_cast<uint8_t*>(block.data());
+    codec->Encode(own.data(), keys ? n : D, 0, n, bytes);
+    codec->Decode(bytes, 0, n, read.data(), keys ? n : D);
+    for (int t = 0; t < n; ++t)
+      for (int d = 0; d < D; ++d) x[(first + t) * D + d] = read[at(t, d)];
+  }
+  return x;
+}
+
+// Every KV head in formats of its own, against the textbook over what each
+// head's codecs alone say of its tokens.
+TEST(AttentionHeadsTest, EachKvHeadIsReadInItsOwnFormats) {
+  constexpr int G = 4, kGroup = 2, D = 64;
+  CachePlan plan;
+  LayerPlan& layer = *plan.add_layer();
+  for (const QuantFormat& format :
+       {PerChannel(2, 32), ThreeBitWords(), Unquantized(), PerToken(5, 32)})
+    *layer.add_key_head() = format;
+  for (const QuantFormat& format :
+       {PerToken(4, 32), PerToken(2, 64), PerChannel(3, 40), Unquantized()})
+    *layer.add_value_head() = format;
+  ThreadPool threads(2);
+  for (const auto& [cached, chunk] :
+       {std::pair<int64_t, int64_t>{1700, 1}, {333, 1}, {333, 40}}) {
+    ASSERT_OK_AND_ASSIGN(
+        const auto cache,
+        KvCache::Create(
+            {.num_layers = 1, .num_kv_heads = G, .head_dim = D}, plan,
+            std::make_shared<KeepRecent>(
+                KeepRecentOptions{.order = FlushOrder::kAfterAttention}),
+            std::make_shared<KeepAll>()));
+    const int64_t N = cached + chunk;
+    const std::vector<float> keys = Normals(N * G * D, 1);
+    const std::vector<float> values = Normals(N * G * D, 2);
+    const std::vector<float> queries = Normals(chunk * G * kGroup * D, 3);
+    ASSERT_OK(cache->Append(0, cached, keys.data(), values.data()));
+    ASSERT_OK(cache->FinishChunk(0));
+    ASSERT_OK(cache->Append(0, chunk, keys.data() + cached * G * D,
+                            values.data() + cached * G * D));
+    std::vector<float> out(queries.size());
+    const AttentionItem item{.cache = cache.get(),
+                             .num_tokens = chunk,
+                             .queries = queries.data(),
+                             .out = out.data()};
+    Attention(0, {&item, 1}, {.num_heads = G * kGroup, .scale = 1.0f / 8},
+              threads);
+
+    std::vector<float> stored[2];
+    for (const Side side : {Side::kKey, Side::kValue}) {
+      const std::vector<float>& x = side == Side::kKey ? keys : values;
+      std::vector<float>& all = stored[side == Side::kKey ? 0 : 1];
+      all.resize(x.size());
+      for (int head = 0; head < G; ++head) {
+        std::vector<float> own;
+        for (int64_t t = 0; t < N; ++t) {
+          const auto from = x.begin() + (t * G + head) * D;
+          own.insert(own.end(), from, from + D);
+        }
+        // The chunk's own tokens are not packed yet.
+        const std::vector<float> old = Quantized(
+            {own.begin(), own.begin() + cached * D},
+            side == Side::kKey ? layer.key_head(head) : layer.value_head(head),
+            side, D);
+        own = Quantized(std::move(own), Unquantized(), side, D);
+        std::copy(old.begin(), old.end(), own.begin());
+        for (int64_t t = 0; t < N; ++t)
+          std::copy_n(own.begin() + t * D, D, all.begin() + (t * G + head) * D);
+      }
+    }
+    std::vector<double> condition;
+    const std::vector<double> expected = ReferenceAttention{
+        .num_heads = G * kGroup,
+        .num_kv_heads = G,
+        .head_dim = D,
+        .scale = 1.0 / 8}(queries, stored[0], stored[1], &condition);
+    float largest = 0;
+    for (float v : stored[1]) largest = std::max(largest, std::fabs(v));
+    for (size_t i = 0; i < out.size(); ++i) {
+      ASSERT_NEAR(out[i], expected[i],
+                  std::numeric_limits<float>::epsilon() * largest *
+                      (1 + condition[i / D]))
+          << "head " << i / D % (G * kGroup);
+    }
+  }
+}
 
 double Distance(const std::vector<double>& a, const std::vector<double>& b) {
   double sum = 0;

@@ -16,6 +16,7 @@
 #include "kvmix/base/half.h"
 #include "kvmix/base/status_macros.h"
 #include "kvmix/base/validators.h"
+#include "kvmix/cache_plan.h"
 #include "quant/bit_packing.h"
 #include "quant/cuda_layout.h"
 #include "quant/quantizer.h"
@@ -35,6 +36,19 @@ int64_t CeilDiv(int64_t n, int64_t d) { return (n + d - 1) / d; }
 
 std::string Place(int layer, Side side) {
   return absl::StrCat("layer ", layer, " ", SideName(side));
+}
+
+absl::Status CheckHeadsAreAlike(const CachePlan& plan) {
+  for (int i = 0; i < plan.layer_size(); ++i) {
+    for (Side side : {Side::kKey, Side::kValue}) {
+      if (!HasHeadFormats(plan.layer(i), side)) continue;
+      return absl::UnimplementedError(absl::StrCat(
+          Place(i, side),
+          ": KV heads have formats of their own, which only the CPU's cache "
+          "holds; set model.device: CPU, or the method's granularity: LAYER"));
+    }
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Validate(const CacheShape& shape, const CachePlan& plan,
@@ -60,6 +74,7 @@ absl::Status Validate(const CacheShape& shape, const CachePlan& plan,
     return absl::InvalidArgumentError(
         absl::StrCat("the cache plan has ", plan.layer_size(),
                      " layers but the model has ", shape.num_layers));
+  KVMIX_RETURN_IF_ERROR(CheckHeadsAreAlike(plan));
   KVMIX_RETURN_IF_ERROR(
       ValidateIsPositive(options.num_sequences, "num_sequences"));
   KVMIX_RETURN_IF_ERROR(ValidateIsInRange(options.max_tokens, int64_t{1},

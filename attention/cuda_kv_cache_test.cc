@@ -370,6 +370,19 @@ TEST(CudaErrorTest, CreateSaysWhatIsWrong) {
       StatusIs(absl::StatusCode::kUnimplemented,
                ::testing::HasSubstr(
                    "layer 0 keys: quantizer \"symmetric\" has no kernels")));
+  CachePlan heads = PlanOf(PerChannel(2, 32), PerToken(2, 32));
+  LayerPlan& layer = *heads.mutable_layer(0);
+  *layer.add_key_head() = layer.key();
+  *layer.add_key_head() = PerChannel(4, 32);
+  layer.clear_key();
+  EXPECT_THAT(
+      CudaKvCache::Create(
+          shape, heads,
+          std::make_shared<KeepRecent>(testing::KeepRecentOptions()), options)
+          .status(),
+      StatusIs(absl::StatusCode::kUnimplemented,
+               ::testing::HasSubstr(
+                   "layer 0 keys: KV heads have formats of their own")));
   CacheShape wide = shape;
   wide.head_dim = 512;
   EXPECT_THAT(CreateError(wide, PerChannel(2, 32), options),

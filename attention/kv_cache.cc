@@ -16,6 +16,7 @@
 #include "kvmix/base/check.h"
 #include "kvmix/base/status_macros.h"
 #include "kvmix/base/validators.h"
+#include "kvmix/cache_plan.h"
 
 namespace kvmix {
 namespace {
@@ -88,16 +89,17 @@ struct KvCache::State {
   absl::StatusOr<KvStream::Formats> FormatsOf(const QuantFormat& format,
                                               Side side, int* window_bits);
   absl::Status AddLayer(int index, const LayerPlan& plan);
+  absl::Status AddStreams(Side side, const LayerPlan& plan, Layer& layer);
   // Of the chunk that is open in `layer`.
   bool QuantizesBeforeAttention(const Layer& layer) const {
     return kvmix::QuantizesBeforeAttention(*recency, layer.open_chunk);
   }
   void AppendTokens(Layer& layer, int64_t num_tokens, const float* keys,
                     const float* values) const;
-  absl::Status Quantize(KvStream& stream, Side side, int bits) const;
+  absl::Status Quantize(KvStream& stream, int bits) const;
   absl::Status QuantizeLayer(int index);
   // Packed tokens pass on to formats for older ones.
-  void AgeTokens(KvStream& stream, Side side) const;
+  void AgeTokens(KvStream& stream) const;
   EvictionContext Eviction(int index) {
     return {.policy = *eviction,
             .shape = shape,
@@ -107,17 +109,13 @@ struct KvCache::State {
             .layer = layers[index]};
   }
 
-  // Of formats that tokens leave the window into.
-  struct Bits {
-    int key, value;
-  };
-
   const CacheShape shape;
   const std::shared_ptr<const RecencyPolicy> recency;
   const std::shared_ptr<const EvictionPolicy> eviction;
   std::map<std::pair<Side, std::string>, std::unique_ptr<BlockCodec>> codecs;
-  std::vector<Bits> bits;  // [L]
   // By side, keys first.
+  // Of what tokens leave windows into, [L * G].
+  std::vector<int> window_bits[2];
   std::vector<AgeTier> tiers[2];
   const BlockCodec* demoted[2] = {};  // null: the policy drops tokens
   int64_t eviction_multiple = 1;
@@ -183,21 +181,31 @@ absl::StatusOr<KvStream::Formats> KvCache::State::FormatsOf(
   return formats;
 }
 
+absl::Status KvCache::State::AddStreams(Side side, const LayerPlan& plan,
+                                        Layer& layer) {
+  auto& streams = side == Side::kKey ? layer.keys : layer.values;
+  streams.reserve(shape.num_kv_heads);
+  for (int head = 0; head < shape.num_kv_heads; ++head) {
+    int& bits = window_bits[side == Side::kKey ? 0 : 1].emplace_back();
+    const absl::StatusOr<KvStream::Formats> formats =
+        FormatsOf(FormatOfHead(plan, side, head), side, &bits);
+    if (!formats.ok()) {
+      return HasHeadFormats(plan, side)
+                 ? AddContext(formats.status(), absl::StrCat("head ", head))
+                 : formats.status();
+    }
+    streams.emplace_back(side, *formats, shape.head_dim, recency->sink_tokens(),
+                         layers.get_allocator().resource());
+  }
+  return absl::OkStatus();
+}
+
 absl::Status KvCache::State::AddLayer(int index, const LayerPlan& plan) {
   std::pmr::memory_resource* memory = layers.get_allocator().resource();
   Layer& layer = layers.emplace_back(memory);
-  Bits& window_bits = bits.emplace_back();
   for (Side side : {Side::kKey, Side::kValue}) {
-    const bool key = side == Side::kKey;
-    const absl::StatusOr<KvStream::Formats> formats =
-        FormatsOf(key ? plan.key() : plan.value(), side,
-                  key ? &window_bits.key : &window_bits.value);
-    if (!formats.ok()) return AddContext(formats.status(), Place(index, side));
-    auto& streams = key ? layer.keys : layer.values;
-    streams.reserve(shape.num_kv_heads);
-    for (int head = 0; head < shape.num_kv_heads; ++head)
-      streams.emplace_back(side, *formats, shape.head_dim,
-                           recency->sink_tokens(), memory);
+    KVMIX_RETURN_IF_ERROR(
+        AddContext(AddStreams(side, plan, layer), Place(index, side)));
   }
   if (eviction->evicts()) {
     layer.heads.reserve(shape.num_kv_heads);
@@ -218,22 +226,22 @@ void KvCache::State::AppendTokens(Layer& layer, int64_t num_tokens,
   }
 }
 
-absl::Status KvCache::State::Quantize(KvStream& stream, Side side,
-                                      int bits) const {
+absl::Status KvCache::State::Quantize(KvStream& stream, int bits) const {
   if (stream.codec() == nullptr) return absl::OkStatus();
-  const WindowState window{.side = side,
+  const WindowState window{.side = stream.side(),
                            .bits = bits,
                            .granularity = stream.codec()->granularity(),
                            .window_tokens = stream.window_tokens(),
                            .packed_tokens = stream.packed_tokens()};
   KVMIX_ASSIGN_OR_RETURN(const int64_t count, TokensLeaving(*recency, window));
   stream.QuantizeOldest(count);
-  AgeTokens(stream, side);
+  AgeTokens(stream);
   return absl::OkStatus();
 }
 
-void KvCache::State::AgeTokens(KvStream& stream, Side side) const {
-  const std::vector<AgeTier>& young = tiers[side == Side::kKey ? 0 : 1];
+void KvCache::State::AgeTokens(KvStream& stream) const {
+  const std::vector<AgeTier>& young =
+      tiers[stream.side() == Side::kKey ? 0 : 1];
   for (int run = stream.num_age_runs() - 1; run > 0; --run) {
     const int64_t room = young[stream.num_age_runs() - 1 - run].tokens;
     const int64_t excess = std::max<int64_t>(0, stream.age_tokens(run) - room);
@@ -243,14 +251,15 @@ void KvCache::State::AgeTokens(KvStream& stream, Side side) const {
 
 absl::Status KvCache::State::QuantizeLayer(int index) {
   Layer& layer = layers[index];
-  for (KvStream& stream : layer.keys)
-    KVMIX_RETURN_IF_ERROR(
-        AddContext(Quantize(stream, Side::kKey, bits[index].key),
-                   Place(index, Side::kKey)));
-  for (KvStream& stream : layer.values)
-    KVMIX_RETURN_IF_ERROR(
-        AddContext(Quantize(stream, Side::kValue, bits[index].value),
-                   Place(index, Side::kValue)));
+  for (Side side : {Side::kKey, Side::kValue}) {
+    const bool key = side == Side::kKey;
+    const int* bits =
+        window_bits[key ? 0 : 1].data() + int64_t{index} * shape.num_kv_heads;
+    for (KvStream& stream : key ? layer.keys : layer.values) {
+      KVMIX_RETURN_IF_ERROR(
+          AddContext(Quantize(stream, *bits++), Place(index, side)));
+    }
+  }
   return absl::OkStatus();
 }
 
@@ -270,6 +279,7 @@ absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(
     return absl::InvalidArgumentError(
         absl::StrCat("the cache plan has ", plan.layer_size(),
                      " layers but the model has ", shape.num_layers));
+  KVMIX_RETURN_IF_ERROR(CheckHeads(plan, shape.num_kv_heads));
   auto state = std::make_unique<State>(shape, std::move(recency),
                                        std::move(eviction), memory);
   KVMIX_RETURN_IF_ERROR(CatchOutOfMemory("new cache", [&] {

@@ -156,6 +156,72 @@ TEST(KvCacheTest, LedgerEqualsWhatWasAllocated) {
   }
 }
 
+// Each of two KV heads in each format of kMixedLayers, keys and values apart.
+CachePlan MixedHeads() {
+  CachePlan plan;
+  const int n = static_cast<int>(kMixedLayers.size());
+  for (int i = 0; i < n; ++i) {
+    LayerPlan& layer = *plan.add_layer();
+    *layer.add_key_head() = kMixedLayers[i].first;
+    *layer.add_key_head() = kMixedLayers[(i + 1) % n].first;
+    *layer.add_value_head() = kMixedLayers[(i + 2) % n].second;
+    *layer.add_value_head() = kMixedLayers[i].second;
+  }
+  return plan;
+}
+
+// In everything that a stream has, it is that of a cache of its head alone.
+TEST(KvCacheTest, AKvHeadIsStoredAsIfItWereAlone) {
+  const CachePlan plan = MixedHeads();
+  const Tokens tokens(700);
+  const KeepRecentOptions options{.ratio = 0.1, .keep = 9, .sinks = 4};
+  CountingResource memory;
+  const auto cache = Make(plan, options, &memory);
+  const std::vector<int64_t> chunks = {1, 128, 1, 1, 300, 64, 1, 57};
+  for (int64_t n : chunks) AppendChunk(*cache, tokens, n);
+  EXPECT_EQ(cache->ledger().total(), memory.allocated);
+  for (int layer = 0; layer < plan.layer_size(); ++layer) {
+    for (int head = 0; head < kHeads; ++head) {
+      CachePlan own;
+      *own.add_layer()->mutable_key() = plan.layer(layer).key_head(head);
+      *own.mutable_layer(0)->mutable_value() =
+          plan.layer(layer).value_head(head);
+      ASSERT_OK_AND_ASSIGN(
+          const auto alone,
+          KvCache::Create(
+              {.num_layers = 1, .num_kv_heads = 1, .head_dim = kHeadDim}, own,
+              std::make_shared<KeepRecent>(options),
+              std::make_shared<KeepAll>()));
+      int64_t t = 0;
+      for (int64_t n : chunks) {
+        std::vector<float> keys, values;
+        for (; n > 0; --n, ++t) {
+          const float* key = tokens.key(t) + head * kHeadDim;
+          const float* value = tokens.value(t) + head * kHeadDim;
+          keys.insert(keys.end(), key, key + kHeadDim);
+          values.insert(values.end(), value, value + kHeadDim);
+        }
+        ASSERT_OK(alone->Append(0, static_cast<int64_t>(keys.size()) / kHeadDim,
+                                keys.data(), values.data()));
+        ASSERT_OK(alone->FinishChunk(0));
+      }
+      const auto expect_same = [&](const KvStream& a, const KvStream& b) {
+        SCOPED_TRACE(::testing::Message() << "layer " << layer << " head "
+                                          << head << " " << SideName(a.side()));
+        EXPECT_EQ(a.window_tokens(), b.window_tokens());
+        EXPECT_EQ(a.packed_tokens(), b.packed_tokens());
+        EXPECT_EQ(RowsOf(a, 0, t), RowsOf(b, 0, t));
+        ASSERT_EQ(a.codec() == nullptr, b.codec() == nullptr);
+        if (a.codec() != nullptr) {
+          EXPECT_EQ(WholeBlocks(a, 4), WholeBlocks(b, 4));
+        }
+      };
+      expect_same(cache->layer(layer).keys[head], alone->layer(0).keys[0]);
+      expect_same(cache->layer(layer).values[head], alone->layer(0).values[0]);
+    }
+  }
+}
+
 TEST(KvCacheTest, LedgerIsRightInTheMiddleOfAChunkToo) {
   CountingResource memory;
   const Tokens tokens(400);
@@ -421,6 +487,14 @@ TEST(KvCacheTest, RefusesPlansThatDoNotFitAndSaysWhere) {
   plan = good;
   plan.mutable_layer(1)->mutable_key()->set_bits(16);
   EXPECT_THAT(error(plan), invalid("layer 1 keys: bits is 16"));
+  plan = MixedHeads();
+  plan.mutable_layer(3)->mutable_value_head(1)->set_group_size(48);
+  EXPECT_THAT(error(plan),
+              invalid("layer 3 values: head 1: group_size is 48 but must"));
+  plan.mutable_layer(2)->mutable_key_head()->RemoveLast();
+  EXPECT_THAT(error(plan),
+              invalid("layer[2] key_head has 1 formats but the model has 2 KV "
+                      "heads; give one for each, or key for all"));
   plan = good;
   plan.mutable_layer(1)->mutable_key()->set_quantizer("gone");
   EXPECT_THAT(error(plan),

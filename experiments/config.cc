@@ -262,6 +262,9 @@ absl::Status ReadPreset(Method& method) {
 
 absl::Status ResolveMethod(const ExperimentConfig& config, Method& method) {
   KVMIX_RETURN_IF_ERROR(ReadPlan(method));
+  KVMIX_RETURN_IF_ERROR(
+      ValidateEnum(CachePlan::Granularity_IsValid(method.granularity()),
+                   method.granularity(), "granularity"));
   if (!method.has_quantizer()) *method.mutable_quantizer() = config.quantizer();
   if (!method.has_recency_policy())
     *method.mutable_recency_policy() = config.recency_policy();
@@ -279,7 +282,10 @@ absl::Status ResolveMethod(const ExperimentConfig& config, Method& method) {
           "has a plan, so that its bit_allocator and importance_estimator "
           "would do nothing; remove them");
     }
-    return absl::OkStatus();
+    if (method.granularity() == CachePlan::LAYER) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        "has a plan, which says itself what KV heads get, so that its "
+        "granularity would do nothing; remove it");
   }
   if (!method.has_bit_allocator())
     *method.mutable_bit_allocator() = config.bit_allocator();

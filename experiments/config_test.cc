@@ -190,6 +190,9 @@ TEST(ConfigTest, ErrorsNameTheField) {
               StatusIs(kInvalid, HasSubstr("method[1].name is \"one\"")));
   EXPECT_THAT(LoadWith({"method[1].plan={ layer {} }"}),
               StatusIs(kInvalid, HasSubstr("has a plan")));
+  EXPECT_THAT(LoadWith({"method[1]={ name: 'x' granularity: HEAD plan { layer "
+                        "{} } }"}),
+              StatusIs(kInvalid, HasSubstr("granularity would do nothing")));
 }
 
 TEST(ConfigTest, APresetFillsWhatIsLeftOpen) {

@@ -158,11 +158,12 @@ std::string AttentionKernels(const KvCache& cache,
   std::set<std::string> names;
   for (int i = 0; i < cache.shape().num_layers; ++i) {
     for (const auto* streams : {&cache.layer(i).keys, &cache.layer(i).values}) {
-      // All heads of a layer have the same codecs.
-      const std::vector<const BlockCodec*> codecs = streams->front().codecs();
-      if (codecs.empty()) names.insert("half");
-      for (const BlockCodec* codec : codecs)
-        names.insert(PackedKernelName(*codec, arithmetic));
+      for (const KvStream& stream : *streams) {
+        const std::vector<const BlockCodec*> codecs = stream.codecs();
+        if (codecs.empty()) names.insert("half");
+        for (const BlockCodec* codec : codecs)
+          names.insert(PackedKernelName(*codec, arithmetic));
+      }
     }
   }
   return absl::StrJoin(names, " + ");

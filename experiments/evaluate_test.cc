@@ -3,10 +3,16 @@
 #include <cmath>
 
 #include "experiments/loaded_model.h"
+#include "experiments/observe_prompts.h"
+#include "experiments/offered_formats.h"
 #include "experiments/stages.h"
 #include "experiments/text_proto.h"
 #include "experiments/trial_plans.h"
+#include "kvmix/base/registry.h"
 #include "kvmix/base/status_matchers.h"
+#include "kvmix/cache_plan.h"
+#include "kvmix/importance/importance_estimator.h"
+#include "models/test_model.h"
 
 namespace kvmix {
 namespace {
@@ -128,6 +134,80 @@ TEST_F(EvaluateTest, APlanCostsWhatItsMethodDoesMeanOverPrompts) {
   EXPECT_NEAR(losses[0].kl_divergence, kl, 1e-12);
   EXPECT_NEAR(losses[0].loss_difference, difference, 1e-12);
   EXPECT_EQ(losses[1].kl_divergence, 0);
+}
+
+// What a profile predicts of a single KV head is what the model loses under the
+// plan that quantizes it alone, when another search has that plan run; and a
+// plan made of such losses tells heads apart.
+TEST(TrialPlansTest, LossesOfKvHeadsAreThoseOfTheirPlans) {
+  const ModelConfig config = testing::SmallConfig();
+  const testing::RandomWeights weights(config);
+  const auto model = testing::Load(config, weights, 2);
+  const CacheShape shape = model->cache_shape();
+  const Prompts prompts = {testing::RandomTokens(config, 80, 1),
+                           testing::RandomTokens(config, 64, 2)};
+  Method method;
+  ASSERT_OK(ParseTextProto(
+      R"(bit_allocator { name: "knapsack" }
+         quantizer { name: "group_affine" options {
+           [type.googleapis.com/kvmix.GroupAffineOptions] {
+             value { group_size: 16 } } } }
+         recency_policy { name: "none" }
+         eviction_policy { name: "keep_all" }
+         candidate { bits: 2 }
+         candidate { bits: 4 }
+         budget { effective_bits: 4.35 }  # five of twelve at 4 bits: an odd one
+         granularity: HEAD)",
+      "test", method));
+  ASSERT_OK_AND_ASSIGN(const FormatChoices formats,
+                       OfferedFormats(method, shape.head_dim));
+  Component component;
+  component.set_name("isolated_kl");
+  ASSERT_OK_AND_ASSIGN(const auto estimator,
+                       Registry<ImportanceEstimator>::Get().Make(
+                           component, "importance_estimator"));
+  ASSERT_OK(estimator->Start({.num_layers = shape.num_layers,
+                              .head_dim = shape.head_dim,
+                              .formats = &formats,
+                              .granularity = CachePlan::HEAD,
+                              .num_kv_heads = shape.num_kv_heads}));
+  const WhereToRun where = {.cpu = model.get()};
+  ASSERT_OK(ObservePrompts(where, prompts, *estimator, {}).status());
+  ASSERT_OK_AND_ASSIGN(const ImportanceProfile profile, estimator->Finish());
+
+  ASSERT_OK_AND_ASSIGN(const RunnableMethod full, FullPrecision(shape));
+  std::vector<CachePlan> singles;
+  std::vector<double> predicted;
+  for (int i = 0; i < shape.num_layers; ++i) {
+    for (int head = 0; head < shape.num_kv_heads; ++head) {
+      CachePlan& single = singles.emplace_back(full.plan);
+      std::vector<QuantFormat> heads(shape.num_kv_heads,
+                                     full.plan.layer(i).value());
+      heads[head] = formats.value(1);
+      SetFormats(heads, Side::kValue, *single.mutable_layer(i));
+      predicted.push_back(profile.layer(i).value_head_loss(2 * head + 1));
+    }
+  }
+  const ModelPlanEvaluator evaluator(
+      {.where = where,
+       .model = "small",
+       .prompts = [&]() -> absl::StatusOr<Prompts> { return prompts; },
+       .chunk_tokens = 32},
+      full, "", profile);
+  ASSERT_OK_AND_ASSIGN(const std::vector<PlanLoss> losses,
+                       evaluator.Evaluate(singles));
+  for (size_t i = 0; i < singles.size(); ++i) {
+    EXPECT_GT(predicted[i], 0);
+    EXPECT_DOUBLE_EQ(losses[i].kl_divergence, predicted[i]);
+  }
+
+  ASSERT_OK_AND_ASSIGN(const RunnableMethod heads,
+                       Allocate(method, profile, shape, Evaluation(), 1));
+  bool apart = false;
+  for (const LayerPlan& layer : heads.plan.layer())
+    apart |= HasHeadFormats(layer, Side::kKey) ||
+             HasHeadFormats(layer, Side::kValue);
+  EXPECT_TRUE(apart);
 }
 
 TEST_F(EvaluateTest, FullPrecisionDoesNotDependOnTheMode) {

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "experiments/svg.h"
+#include "kvmix/cache_plan.h"
 
 namespace kvmix {
 namespace {
@@ -78,19 +79,25 @@ std::string BitMap(const RunRecord& record) {
   for (const MethodRecord& method : record.method()) {
     picture += svg::Text(kMapLeft - 24, y + kRowHeight + 4, method.name(),
                          Anchor::kEnd);
-    for (bool key : {true, false}) {
-      picture += svg::Text(kMapLeft - 6, y + kRowHeight - 3, key ? "K" : "V",
-                           Anchor::kEnd, 10);
+    for (const Side side : {Side::kKey, Side::kValue}) {
+      picture += svg::Text(kMapLeft - 6, y + kRowHeight - 3,
+                           side == Side::kKey ? "K" : "V", Anchor::kEnd, 10);
       for (int layer = 0; layer < method.plan().layer_size(); ++layer) {
-        const LayerPlan& plan = method.plan().layer(layer);
-        const int bits = key ? plan.key().bits() : plan.value().bits();
-        absl::StrAppendFormat(
-            &picture,
-            "<rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%d\" "
-            "fill=\"%s\" stroke=\"#ffffff\"><title>layer %d %s: %d bits"
-            "</title></rect>\n",
-            kMapLeft + layer * cell, y, cell, kRowHeight, BitColor(bits), layer,
-            key ? "keys" : "values", bits);
+        const std::vector<const QuantFormat*> formats =
+            FormatsOf(method.plan().layer(layer), side);
+        const double width = cell / static_cast<double>(formats.size());
+        for (size_t i = 0; i < formats.size(); ++i) {
+          const int bits = formats[i]->bits();
+          absl::StrAppendFormat(
+              &picture,
+              "<rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%d\" "
+              "fill=\"%s\" stroke=\"#ffffff\"><title>layer %d%s %s: %d bits"
+              "</title></rect>\n",
+              kMapLeft + layer * cell + static_cast<double>(i) * width, y,
+              width, kRowHeight, BitColor(bits), layer,
+              formats.size() > 1 ? absl::StrCat(" head ", i) : "",
+              SideName(side), bits);
+        }
       }
       y += kRowHeight;
     }

@@ -58,13 +58,18 @@ absl::StatusOr<std::string> TensorText(const WeightSource& weights, bool all) {
 
 // A profile in which all layers matter alike: enough for the bits of a plan,
 // which do not depend on the layers that are chosen.
-ImportanceProfile FlatProfile(int num_layers) {
+ImportanceProfile FlatProfile(const CacheShape& shape) {
   ImportanceProfile profile;
   profile.set_estimator("uniform");
   profile.set_unit(ImportanceProfile::NATS);
-  for (int i = 0; i < num_layers; ++i) {
-    profile.add_layer()->set_key(1);
-    profile.mutable_layer(i)->set_value(1);
+  for (int i = 0; i < shape.num_layers; ++i) {
+    LayerImportance& layer = *profile.add_layer();
+    layer.set_key(1);
+    layer.set_value(1);
+    for (int head = 0; head < shape.num_kv_heads; ++head) {
+      layer.add_key_head(1);
+      layer.add_value_head(1);
+    }
   }
   return profile;
 }
@@ -81,8 +86,8 @@ absl::StatusOr<Table> SavingsTable(const ExperimentConfig& config,
                   "tokens in 1 GiB"};
   for (const Method& method : config.method()) {
     KVMIX_ASSIGN_OR_RETURN(const RunnableMethod runnable,
-                           Allocate(method, FlatProfile(model.num_layers),
-                                    shape, config.evaluation(), config.seed()));
+                           Allocate(method, FlatProfile(shape), shape,
+                                    config.evaluation(), config.seed()));
     KVMIX_ASSIGN_OR_RETURN(const PlanBits bits,
                            BitsOfPlan(runnable.plan, model.head_dim));
     const double bytes =

@@ -12,6 +12,7 @@
 #include "absl/strings/str_replace.h"
 #include "kvmix/base/status_macros.h"
 #include "kvmix/budget.h"
+#include "kvmix/cache_plan.h"
 
 namespace kvmix {
 namespace {
@@ -68,8 +69,16 @@ Table PlanTable(const CachePlan& plan) {
   Table table;
   table.header = {"layer", "keys", "values"};
   for (int i = 0; i < plan.layer_size(); ++i) {
-    table.rows.push_back({absl::StrCat(i), FormatText(plan.layer(i).key()),
-                          FormatText(plan.layer(i).value())});
+    const LayerPlan& layer = plan.layer(i);
+    const int heads =
+        static_cast<int>(std::max(FormatsOf(layer, Side::kKey).size(),
+                                  FormatsOf(layer, Side::kValue).size()));
+    for (int head = 0; head < heads; ++head) {
+      table.rows.push_back(
+          {LayerName(i, head, heads),
+           FormatText(FormatOfHead(layer, Side::kKey, head)),
+           FormatText(FormatOfHead(layer, Side::kValue, head))});
+    }
   }
   return table;
 }
@@ -80,17 +89,21 @@ Table AlternativesTable(const CachePlan& plan, const FormatChoices& formats,
   table.header = {"stored", "bits", "predicted loss"};
   for (int f = 0; f < std::max(formats.key_size(), formats.value_size()); ++f)
     table.header.push_back(absl::StrCat("format ", f + 1));
+  const int parts = static_cast<int>(choices.size()) / 2 / plan.layer_size();
   for (size_t i = 0; i < choices.size(); ++i) {
     const bool key = i % 2 == 0;
-    const LayerPlan& layer = plan.layer(static_cast<int>(i / 2));
-    const QuantFormat& own = key ? layer.key() : layer.value();
+    const int layer = static_cast<int>(i) / 2 / parts;
+    const int head = static_cast<int>(i) / 2 % parts;
+    const QuantFormat& own =
+        FormatOfHead(plan.layer(layer), key ? Side::kKey : Side::kValue, head);
     const auto& offered = key ? formats.key() : formats.value();
     const auto same = std::find_if(
         offered.begin(), offered.end(), [&](const QuantFormat& format) {
           return format.SerializeAsString() == own.SerializeAsString();
         });
     std::vector<std::string> row = {
-        absl::StrCat("layer ", i / 2, key ? " keys" : " values"),
+        absl::StrCat("layer ", LayerName(layer, head, parts),
+                     key ? " keys" : " values"),
         absl::StrCat(own.bits())};
     const bool known = same != offered.end();
     const Choice* chosen =

@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "absl/strings/str_cat.h"
+#include "kvmix/base/check.h"
 #include "kvmix/base/registry.h"
 #include "kvmix/base/status_macros.h"
 #include "kvmix/eviction/eviction_policy.h"
@@ -84,10 +85,10 @@ absl::Status AddDefaults(const Method& method, Side side, int head_dim,
 
 // Cheapest first, each once.
 absl::Status SortFormats(Side side, int head_dim, Formats& formats) {
-  const BlockCosts costs(head_dim);
+  const BlockCosts costs(/*num_kv_heads=*/1, head_dim);
   std::vector<std::pair<int64_t, QuantFormat>> priced;
   for (const QuantFormat& format : formats) {
-    KVMIX_ASSIGN_OR_RETURN(const int64_t bytes, costs.Bytes(side, format));
+    KVMIX_ASSIGN_OR_RETURN(const int64_t bytes, costs.LayerBytes(side, format));
     const bool known =
         std::any_of(priced.begin(), priced.end(), [&](const auto& other) {
           return other.second.SerializeAsString() == format.SerializeAsString();
@@ -166,21 +167,32 @@ absl::StatusOr<int64_t> MeasuredCosts::CacheBytes(
   return cache->ledger().total();
 }
 
-// A cache's bytes are a constant and what its keys and its values take; the
-// constant and what full precision takes, alike on both sides, are halved.
-absl::StatusOr<int64_t> MeasuredCosts::Bytes(Side side,
-                                             const QuantFormat& format) const {
+absl::StatusOr<int64_t> MeasuredCosts::ChangeOf(
+    Side side, const QuantFormat& format) const {
   const std::pair key(side, format.SerializeAsString());
-  const auto known = measured_.find(key);
-  if (known != measured_.end()) return known->second;
+  const auto known = changes_.find(key);
+  if (known != changes_.end()) return known->second;
   const QuantFormat full = FullPrecisionFormat();
-  KVMIX_ASSIGN_OR_RETURN(const int64_t base, CacheBytes(full, full));
-  KVMIX_ASSIGN_OR_RETURN(const int64_t changed, side == Side::kKey
-                                                    ? CacheBytes(format, full)
-                                                    : CacheBytes(full, format));
-  // Halves of an odd constant: the byte is the keys'.
-  const int64_t half = side == Side::kKey ? base / 2 : base - base / 2;
-  return measured_[key] = changed - half;
+  KVMIX_ASSIGN_OR_RETURN(const int64_t bytes, side == Side::kKey
+                                                  ? CacheBytes(format, full)
+                                                  : CacheBytes(full, format));
+  // Heads hold the same tokens.
+  KVMIX_CHECK((bytes - *full_) % shape_.num_kv_heads == 0);
+  return changes_[key] = (bytes - *full_) / shape_.num_kv_heads;
+}
+
+// A cache's bytes are those in full precision, shared out evenly among the keys
+// and the values of its KV heads, and what each of them takes more or less.
+absl::StatusOr<int64_t> MeasuredCosts::HeadBytes(
+    Side side, int head, const QuantFormat& format) const {
+  if (!full_.has_value()) {
+    const QuantFormat full = FullPrecisionFormat();
+    KVMIX_ASSIGN_OR_RETURN(full_, CacheBytes(full, full));
+  }
+  KVMIX_ASSIGN_OR_RETURN(const int64_t change, ChangeOf(side, format));
+  const int shares = 2 * shape_.num_kv_heads;
+  const int share = side == Side::kKey ? head : shape_.num_kv_heads + head;
+  return change + *full_ * (share + 1) / shares - *full_ * share / shares;
 }
 
 }  // namespace kvmix

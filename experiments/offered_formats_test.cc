@@ -9,6 +9,7 @@
 #include "gtest/gtest.h"
 #include "kvmix/base/registry.h"
 #include "kvmix/base/status_matchers.h"
+#include "kvmix/cache_plan.h"
 
 namespace kvmix {
 namespace {
@@ -108,6 +109,10 @@ TEST(MeasuredCostsTest, AddUpToTheLedgerOfTheWholeCache) {
       *layer->mutable_key() = formats.key(i % formats.key_size());
       *layer->mutable_value() =
           formats.value((2 * i + 1) % formats.value_size());
+      if (i % 2 == 0) continue;
+      layer->clear_key();
+      for (int head = 0; head < kShape.num_kv_heads; ++head)
+        *layer->add_key_head() = formats.key((i + head) % formats.key_size());
     }
     ASSERT_OK_AND_ASSIGN(const auto cache,
                          KvCache::Create(kShape, plan, recency, eviction));
@@ -126,19 +131,25 @@ TEST(MeasuredCostsTest, AddUpToTheLedgerOfTheWholeCache) {
 }
 
 // A budget that the allocator keeps is kept by the cache.
-TEST(AllocateTest, ThePlanOfABudgetFitsTheLedger) {
-  const Method method = MethodOf(R"(
+void ExpectThePlanFitsTheLedger(CachePlan::Granularity granularity) {
+  Method method = MethodOf(R"(
       name: "test"
       bit_allocator { name: "knapsack" }
       quantizer { name: "group_affine" }
       recency_policy { name: "pivotal_context" }
       eviction_policy { name: "keep_all" }
       budget { effective_bits: 4.5 context_length: 400 })");
+  method.set_granularity(granularity);
   ImportanceProfile profile;
   profile.set_unit(ImportanceProfile::NATS);
   for (int i = 0; i < kShape.num_layers; ++i) {
     profile.add_layer()->set_key(1.0 + i);
-    profile.mutable_layer(i)->set_value(9.0 - i);
+    LayerImportance& layer = *profile.mutable_layer(i);
+    layer.set_value(9.0 - i);
+    for (double head : {0.05, 1.0, 20.0}) {
+      layer.add_key_head(head * layer.key());
+      layer.add_value_head(head * layer.value());
+    }
   }
   Evaluation evaluation;
   evaluation.set_chunk_tokens(100);
@@ -156,8 +167,26 @@ TEST(AllocateTest, ThePlanOfABudgetFitsTheLedger) {
   }
   const int64_t budget = 2 * 5 * 400 * 3 * 64 * 4.5 / 8;
   EXPECT_LE(cache->ledger().total(), budget);
-  // No room for another bit of one layer's keys or values.
-  EXPECT_GT(cache->ledger().total() + 400 * 3 * 64 / 8, budget);
+  // No room for another bit of the keys or values of what has a format.
+  const int heads = granularity == CachePlan::HEAD ? 1 : 3;
+  EXPECT_GT(cache->ledger().total() + 400 * heads * 64 / 8, budget);
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<BudgetedFormats> formats,
+                       FormatsUnderBudget(method, kShape, evaluation));
+  EXPECT_EQ(*PlanBytes(runnable.plan, *formats->costs),
+            cache->ledger().total());
+  bool apart = false;
+  for (const LayerPlan& layer : runnable.plan.layer())
+    apart |= HasHeadFormats(layer, Side::kKey) ||
+             HasHeadFormats(layer, Side::kValue);
+  EXPECT_EQ(apart, granularity == CachePlan::HEAD);
+}
+
+TEST(AllocateTest, ThePlanOfABudgetFitsTheLedger) {
+  ExpectThePlanFitsTheLedger(CachePlan::LAYER);
+}
+
+TEST(AllocateTest, ThePlanOfABudgetForKvHeadsFitsTheLedger) {
+  ExpectThePlanFitsTheLedger(CachePlan::HEAD);
 }
 
 TEST(AllocateTest, APlanAboveItsBudgetIsRefused) {

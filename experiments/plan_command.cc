@@ -31,13 +31,16 @@ absl::StatusOr<std::string> Alternatives(const ExperimentConfig& config,
     formats = std::make_unique<BudgetedFormats>();
     KVMIX_ASSIGN_OR_RETURN(formats->choices,
                            OfferedFormats(method, shape.head_dim));
-    formats->costs = std::make_unique<BlockCosts>(shape.head_dim);
+    formats->costs =
+        std::make_unique<BlockCosts>(shape.num_kv_heads, shape.head_dim);
     formats->budget_bytes = std::numeric_limits<int64_t>::max();
   }
   const absl::StatusOr<ChoiceTable> choices =
       LossesOfChoices(profile,
                       {.num_layers = shape.num_layers,
+                       .num_kv_heads = shape.num_kv_heads,
                        .head_dim = shape.head_dim,
+                       .granularity = method.granularity(),
                        .choices = &formats->choices,
                        .costs = formats->costs.get(),
                        .budget_bytes = formats->budget_bytes},

@@ -61,8 +61,9 @@ absl::Status ProfileCommand(absl::Span<const std::string> args,
   KVMIX_ASSIGN_OR_RETURN(
       const FormatChoices formats,
       FormatsToProfile(method, model.transformer->config().head_dim));
-  ProfileRequest request = ProfileRequestOf(
-      config, model, config.importance_estimator(), formats, &stop);
+  ProfileRequest request =
+      ProfileRequestOf(config, model, config.importance_estimator(), formats,
+                       CachePlan::LAYER, &stop);
   request.time_forward = true;
   KVMIX_ASSIGN_OR_RETURN(const StoredProfile stored, Profile(model, request));
   std::cout << ProfileTable(stored.profile()).Aligned() << "\n"

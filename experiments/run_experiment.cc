@@ -23,6 +23,7 @@
 #include "kvmix/base/registry.h"
 #include "kvmix/base/status_macros.h"
 #include "kvmix/budget.h"
+#include "kvmix/cache_plan.h"
 
 namespace kvmix {
 namespace {
@@ -153,16 +154,13 @@ absl::StatusOr<RunRecord> StartRecord(const ExperimentConfig& config,
 }
 
 absl::Status CheckIsFullPrecision(const RunnableMethod& method) {
-  for (const LayerPlan& layer : method.plan.layer()) {
-    if (layer.key().bits() == 16 && layer.value().bits() == 16) continue;
-    return absl::InvalidArgumentError(absl::StrCat(
-        "method[0] (", method.name,
-        ") has fewer than 16 bits, but the first method is what the others are "
-        "compared with; put a full-precision one first, as bit_allocator { "
-        "name: \"uniform\" options { [type.googleapis.com/kvmix.UniformOptions]"
-        " { key_bits: 16 value_bits: 16 } } }"));
-  }
-  return absl::OkStatus();
+  if (IsFullPrecision(method.plan)) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "method[0] (", method.name,
+      ") has fewer than 16 bits, but the first method is what the others are "
+      "compared with; put a full-precision one first, as bit_allocator { "
+      "name: \"uniform\" options { [type.googleapis.com/kvmix.UniformOptions]"
+      " { key_bits: 16 value_bits: 16 } } }"));
 }
 
 absl::StatusOr<std::string> MetricOf(const Dataset& dataset) {
@@ -302,13 +300,14 @@ absl::StatusOr<PreparedMethods> PrepareMethods(const ExperimentConfig& config,
                           absl::StrCat("method ", method.name()));
       }
       const auto [at, is_new] = known.emplace(
-          absl::StrCat(PrintTextProto(estimator), PrintTextProto(*formats)),
+          absl::StrCat(PrintTextProto(estimator), PrintTextProto(*formats),
+                       method.granularity()),
           prepared.profiles.size());
       if (is_new) {
         KVMIX_ASSIGN_OR_RETURN(
             StoredProfile profile,
             Profile(model, ProfileRequestOf(config, model, estimator, *formats,
-                                            stop)));
+                                            method.granularity(), stop)));
         prepared.profiles.push_back(std::move(profile));
       }
       scores = prepared.profiles[at->second].profile();

@@ -21,6 +21,7 @@ namespace fs = std::filesystem;
 using ::kvmix::testing::EmptyFolder;
 using ::kvmix::testing::SmallExperiment;
 using ::kvmix::testing::StatusIs;
+using ::testing::ElementsAreArray;
 using ::testing::HasSubstr;
 
 constexpr char kConfig[] = R"(
@@ -176,6 +177,44 @@ TEST_F(RunExperimentTest, AProfileIsMadeOnceForAllAllocators) {
   EXPECT_EQ(count(), 2);
   EXPECT_FALSE(fs::exists(config_.output() + "/profiles"));
   EXPECT_EQ(third.record.fingerprint(), other.record.fingerprint());
+}
+
+// The embedded model has one KV head: what is measured of it is measured of its
+// layer, under another key, and the plans are the same.
+TEST_F(RunExperimentTest, TheOnlyKvHeadGetsWhatItsLayerGets) {
+  ASSERT_OK_AND_ASSIGN(config_, SmallExperiment(R"(
+    dataset { synthetic { task: "story" documents: 1 tokens: 130 } }
+    speed { skip: true }
+    method {
+      name: "heads"
+      importance_estimator { name: "isolated_kl" }
+      bit_allocator { name: "knapsack" }
+      budget { effective_bits: 3.5 }
+      candidate { bits: 2 }
+      candidate { bits: 4 }
+      granularity: HEAD
+    })"));
+  config_.set_output(output_);
+  config_.mutable_profile()->set_num_prompts(1);
+  config_.mutable_profile()->set_prompt_tokens(70);
+  Method& layers = *config_.add_method();
+  layers = config_.method(1);
+  layers.set_name("layers");
+  layers.clear_granularity();
+  ASSERT_OK(ResolveConfig(config_));
+  ASSERT_OK_AND_ASSIGN(LoadedModel model, LoadModel(config_.model(), 2));
+  ASSERT_OK_AND_ASSIGN(const PreparedMethods prepared,
+                       PrepareMethods(config_, model));
+  ASSERT_EQ(prepared.profiles.size(), 2);
+  EXPECT_NE(prepared.profiles[0].key(), prepared.profiles[1].key());
+  for (const LayerImportance& layer : prepared.ProfileOf(1)->layer()) {
+    EXPECT_THAT(layer.key_head_loss(), ElementsAreArray(layer.key_loss()));
+    EXPECT_THAT(layer.value_head_loss(), ElementsAreArray(layer.value_loss()));
+  }
+  for (const LayerImportance& layer : prepared.ProfileOf(2)->layer())
+    EXPECT_EQ(layer.key_head_loss_size(), 0);
+  EXPECT_EQ(PrintTextProto(prepared.methods[1].plan),
+            PrintTextProto(prepared.methods[2].plan));
 }
 
 // Whatever the threads: the search sees the same losses and takes the same way.

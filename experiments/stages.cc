@@ -28,7 +28,8 @@ std::string ProfileKey(const StoredProfile& profile) {
       profile.model(), "\n", profile.prompts(), "\n", profile.estimator(), "\n",
       profile.seed(), "\n", PrintTextProto(profile.formats()), "\n",
       profile.trial_chunk_tokens(),
-      profile.device().empty() ? "" : "\n" + profile.device()));
+      profile.device().empty() ? "" : "\n" + profile.device(),
+      profile.granularity() == CachePlan::HEAD ? "\nHEAD" : ""));
 }
 
 double Sum(const std::vector<double>& values) {
@@ -108,9 +109,11 @@ ProfileRequest ProfileRequestOf(const ExperimentConfig& config,
                                 const LoadedModel& model,
                                 const Component& estimator,
                                 FormatChoices formats,
+                                CachePlan::Granularity granularity,
                                 const std::atomic<bool>* stop) {
   return {.estimator = estimator,
           .formats = std::move(formats),
+          .granularity = granularity,
           .trial_chunk_tokens = config.profile().trial_chunk_tokens(),
           .prompts =
               [&config, &model] {
@@ -139,7 +142,10 @@ absl::StatusOr<StoredProfile> Profile(LoadedModel& model,
   stored.set_prompts(FingerprintOf(prompts));
   stored.set_estimator(PrintTextProto(request.estimator));
   stored.set_seed(request.seed);
-  if (estimator->NeedsFormats()) *stored.mutable_formats() = request.formats;
+  if (estimator->NeedsFormats()) {
+    *stored.mutable_formats() = request.formats;
+    stored.set_granularity(request.granularity);
+  }
   if (estimator->NeedsTrials())
     stored.set_trial_chunk_tokens(request.trial_chunk_tokens);
   if (needs_model && model.device != nullptr) stored.set_device("CUDA");
@@ -164,7 +170,9 @@ absl::StatusOr<StoredProfile> Profile(LoadedModel& model,
       {.num_layers = config.num_layers,
        .seed = request.seed,
        .head_dim = config.head_dim,
-       .formats = estimator->NeedsFormats() ? &request.formats : nullptr}));
+       .formats = estimator->NeedsFormats() ? &request.formats : nullptr,
+       .granularity = request.granularity,
+       .num_kv_heads = config.num_kv_heads}));
   ImportanceProfile queries;
   if (needs_model) {
     if (estimator->NeedsFormats()) {
@@ -225,7 +233,8 @@ absl::StatusOr<std::unique_ptr<BudgetedFormats>> FormatsUnderBudget(
         shape, ChunkLengths(evaluation, context, /*prompt_tokens=*/context),
         std::move(recency));
   } else {
-    formats->costs = std::make_unique<BlockCosts>(shape.head_dim);
+    formats->costs =
+        std::make_unique<BlockCosts>(shape.num_kv_heads, shape.head_dim);
   }
   KVMIX_ASSIGN_OR_RETURN(
       formats->budget_bytes,
@@ -267,7 +276,9 @@ absl::StatusOr<RunnableMethod> Allocate(const Method& method,
                          Registry<BitAllocator>::Get().Make(
                              method.bit_allocator(), "bit_allocator"));
   AllocationContext context = {.num_layers = shape.num_layers,
+                               .num_kv_heads = shape.num_kv_heads,
                                .head_dim = shape.head_dim,
+                               .granularity = method.granularity(),
                                .seed = seed,
                                .quantizer = quantizer.get()};
   if (formats != nullptr) {

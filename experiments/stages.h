@@ -36,6 +36,8 @@ struct ProfileRequest {
   Component estimator;
   // Of the estimators that look at formats; see OfferedFormats.
   FormatChoices formats;
+  // HEAD: these also give the losses of single KV heads.
+  CachePlan::Granularity granularity = CachePlan::LAYER;
   // Of those that try plans (ProfileConfig::trial_chunk_tokens).
   int trial_chunk_tokens = 32;
   // Called only if the estimator needs the model.
@@ -54,6 +56,7 @@ ProfileRequest ProfileRequestOf(const ExperimentConfig& config,
                                 const LoadedModel& model,
                                 const Component& estimator,
                                 FormatChoices formats,
+                                CachePlan::Granularity granularity,
                                 const std::atomic<bool>* stop);
 // A profile read from disk carries no times.
 absl::StatusOr<StoredProfile> Profile(LoadedModel& model,

@@ -7,6 +7,7 @@
 #include "absl/strings/str_format.h"
 #include "kvmix/base/status_macros.h"
 #include "kvmix/base/validators.h"
+#include "kvmix/cache_plan.h"
 
 namespace kvmix {
 namespace {
@@ -21,12 +22,17 @@ absl::StatusOr<double> EffectiveBits(const QuantFormat& format, Side side,
   return codec->effective_bits(head_dim);
 }
 
-absl::Status AddFormat(const QuantFormat& format, Side side, int head_dim,
-                       AverageBits& sum) {
-  KVMIX_ASSIGN_OR_RETURN(const double bits,
-                         EffectiveBits(format, side, head_dim));
-  sum.nominal += format.bits();
-  sum.effective += bits;
+// The mean over KV heads.
+absl::Status AddLayer(const LayerPlan& layer, Side side, int head_dim,
+                      AverageBits& sum) {
+  const std::vector<const QuantFormat*> formats = FormatsOf(layer, side);
+  const auto count = static_cast<double>(formats.size());
+  for (const QuantFormat* format : formats) {
+    KVMIX_ASSIGN_OR_RETURN(const double bits,
+                           EffectiveBits(*format, side, head_dim));
+    sum.nominal += format->bits() / count;
+    sum.effective += bits / count;
+  }
   return absl::OkStatus();
 }
 
@@ -37,12 +43,12 @@ absl::StatusOr<PlanBits> BitsOfPlan(const CachePlan& plan, int head_dim) {
     return absl::InvalidArgumentError("the plan has no layers");
   PlanBits bits;
   for (int i = 0; i < plan.layer_size(); ++i) {
-    KVMIX_RETURN_IF_ERROR(AddContext(
-        AddFormat(plan.layer(i).key(), Side::kKey, head_dim, bits.key),
-        absl::StrCat("layer ", i, " keys")));
-    KVMIX_RETURN_IF_ERROR(AddContext(
-        AddFormat(plan.layer(i).value(), Side::kValue, head_dim, bits.value),
-        absl::StrCat("layer ", i, " values")));
+    KVMIX_RETURN_IF_ERROR(
+        AddContext(AddLayer(plan.layer(i), Side::kKey, head_dim, bits.key),
+                   absl::StrCat("layer ", i, " keys")));
+    KVMIX_RETURN_IF_ERROR(
+        AddContext(AddLayer(plan.layer(i), Side::kValue, head_dim, bits.value),
+                   absl::StrCat("layer ", i, " values")));
   }
   for (AverageBits* side : {&bits.key, &bits.value}) {
     side->nominal /= plan.layer_size();
@@ -51,27 +57,39 @@ absl::StatusOr<PlanBits> BitsOfPlan(const CachePlan& plan, int head_dim) {
   return bits;
 }
 
-absl::StatusOr<int64_t> BlockCosts::Bytes(Side side,
-                                          const QuantFormat& format) const {
+absl::StatusOr<int64_t> LayerCosts::LayerBytes(
+    Side side, const QuantFormat& format) const {
+  int64_t sum = 0;
+  for (int head = 0; head < num_kv_heads(); ++head) {
+    KVMIX_ASSIGN_OR_RETURN(const int64_t bytes, HeadBytes(side, head, format));
+    sum += bytes;
+  }
+  return sum;
+}
+
+absl::StatusOr<int64_t> BlockCosts::HeadBytes(Side side, int,
+                                              const QuantFormat& format) const {
   KVMIX_ASSIGN_OR_RETURN(const double bits,
                          EffectiveBits(format, side, head_dim_));
   return static_cast<int64_t>(
-      std::ceil(bits * static_cast<double>(elements()) / 8));
+      std::ceil(bits * static_cast<double>(int64_t{head_dim_} << 20) / 8));
 }
 
 absl::StatusOr<int64_t> PlanBytes(const CachePlan& plan,
                                   const LayerCosts& costs) {
+  KVMIX_RETURN_IF_ERROR(CheckHeads(plan, costs.num_kv_heads()));
   int64_t sum = 0;
   for (int i = 0; i < plan.layer_size(); ++i) {
     for (const Side side : {Side::kKey, Side::kValue}) {
-      const LayerPlan& layer = plan.layer(i);
-      const absl::StatusOr<int64_t> bytes =
-          costs.Bytes(side, side == Side::kKey ? layer.key() : layer.value());
-      if (!bytes.ok()) {
-        return AddContext(bytes.status(),
-                          absl::StrCat("layer ", i, " ", SideName(side)));
+      for (int head = 0; head < costs.num_kv_heads(); ++head) {
+        const absl::StatusOr<int64_t> bytes = costs.HeadBytes(
+            side, head, FormatOfHead(plan.layer(i), side, head));
+        if (!bytes.ok()) {
+          return AddContext(bytes.status(),
+                            absl::StrCat("layer ", i, " ", SideName(side)));
+        }
+        sum += *bytes;
       }
-      sum += *bytes;
     }
   }
   return sum;

@@ -2,8 +2,9 @@
 //
 // Nominal bits count codes alone, as papers quote them ("k2.19v2.38").
 // Effective bits count scales and zero points too: what memory is really spent.
-// Both are means over layers of equal shape, and of packed blocks; the window
-// in full precision, which depends on the recency policy, comes on top.
+// Both are means over layers of equal shape and over their KV heads, and of
+// packed blocks; the window in full precision, which depends on the recency
+// policy, comes on top.
 //
 // LayerCosts counts the window as well, at one length of context: what an
 // allocator has to keep within a budget.
@@ -34,31 +35,42 @@ struct PlanBits {
 // quantizer refuses.
 absl::StatusOr<PlanBits> BitsOfPlan(const CachePlan& plan, int head_dim);
 
-// Bytes that the keys (or values) of one layer take in a format, all KV heads
-// together. The bytes of a plan are the sum over layers and sides.
+// Bytes that keys (or values) take in a format. Those of a plan are the sum
+// over layers, sides and KV heads.
 class LayerCosts {
  public:
   virtual ~LayerCosts() = default;
-  virtual absl::StatusOr<int64_t> Bytes(Side side,
-                                        const QuantFormat& format) const = 0;
-  // Elements of the keys (or values) of one layer.
+  // Of KV head `head` of any layer.
+  virtual absl::StatusOr<int64_t> HeadBytes(
+      Side side, int head, const QuantFormat& format) const = 0;
+  virtual int num_kv_heads() const = 0;
+  // Elements of the keys (or values) of one layer, all KV heads together.
   virtual int64_t elements() const = 0;
+
+  // Of all KV heads of a layer in one format.
+  absl::StatusOr<int64_t> LayerBytes(Side side,
+                                     const QuantFormat& format) const;
 };
 
-// Of an endless context: the packed blocks of 2^20 tokens of one KV head,
-// rounded up to a byte, and no window.
+// Of an endless context: the packed blocks of 2^20 tokens, rounded up to a byte
+// for each KV head, and no window.
 class BlockCosts final : public LayerCosts {
  public:
-  explicit BlockCosts(int head_dim) : head_dim_(head_dim) {}
-  absl::StatusOr<int64_t> Bytes(Side side,
-                                const QuantFormat& format) const override;
-  int64_t elements() const override { return int64_t{head_dim_} << 20; }
+  BlockCosts(int num_kv_heads, int head_dim)
+      : num_kv_heads_(num_kv_heads), head_dim_(head_dim) {}
+  absl::StatusOr<int64_t> HeadBytes(Side side, int head,
+                                    const QuantFormat& format) const override;
+  int num_kv_heads() const override { return num_kv_heads_; }
+  int64_t elements() const override {
+    return (int64_t{head_dim_} << 20) * num_kv_heads_;
+  }
 
  private:
+  const int num_kv_heads_;
   const int head_dim_;
 };
 
-// Errors name layer and side.
+// Errors name layer and side; a plan of another number of KV heads.
 absl::StatusOr<int64_t> PlanBytes(const CachePlan& plan,
                                   const LayerCosts& costs);
 

@@ -88,11 +88,16 @@ TEST(BudgetTest, APlanThatCannotBeReadNamesLayerAndSide) {
 // Two layers of 100 elements a side; a format takes 10 bytes a bit.
 class TenBytesABit final : public LayerCosts {
  public:
-  absl::StatusOr<int64_t> Bytes(Side,
-                                const QuantFormat& format) const override {
-    return 10 * format.bits();
+  explicit TenBytesABit(int num_kv_heads = 1) : num_kv_heads_(num_kv_heads) {}
+  absl::StatusOr<int64_t> HeadBytes(Side, int,
+                                    const QuantFormat& format) const override {
+    return 10 * format.bits() / num_kv_heads_;
   }
+  int num_kv_heads() const override { return num_kv_heads_; }
   int64_t elements() const override { return 100; }
+
+ private:
+  const int num_kv_heads_;
 };
 
 TEST(BudgetTest, BytesOfAPlanAreTheSumOverLayersAndSides) {
@@ -103,15 +108,15 @@ TEST(BudgetTest, BytesOfAPlanAreTheSumOverLayersAndSides) {
 
 // Effective bits of blocks and bytes of an endless context say the same.
 TEST(BudgetTest, BlocksAloneCostTheirEffectiveBits) {
-  const BlockCosts costs(kHeadDim);
+  const BlockCosts costs(/*num_kv_heads=*/8, kHeadDim);
   const CachePlan plan = KvmixPlan(6);
   ASSERT_OK_AND_ASSIGN(const PlanBits bits, BitsOfPlan(plan, kHeadDim));
   ASSERT_OK_AND_ASSIGN(const int64_t bytes, PlanBytes(plan, costs));
   const double elements = 2.0 * 32 * costs.elements();
-  // Each of the 64 sums is rounded up by less than a byte.
+  // Each of the 512 sums is rounded up by less than a byte.
   EXPECT_NEAR(8.0 * bytes / elements,
               (bits.key.effective + bits.value.effective) / 2,
-              8 * 64 / elements);
+              8 * 512 / elements);
 }
 
 TEST(BudgetTest, ABudgetInBitsIsRoundedDownToBytes) {
@@ -140,6 +145,34 @@ TEST(BudgetTest, ABudgetThatIsNotOneIsRefused) {
   EXPECT_THAT(error(budget),
               StatusIs(absl::StatusCode::kInvalidArgument,
                        HasSubstr("budget.effective_bits is -1")));
+}
+
+// Layer 0 with 2-bit keys in five of its KV heads and 8-bit ones in the others.
+CachePlan MixedHeads() {
+  CachePlan plan = KvmixPlan(6);
+  LayerPlan& layer = *plan.mutable_layer(0);
+  layer.clear_key();
+  for (int head = 0; head < 8; ++head)
+    *layer.add_key_head() = Format(head < 5 ? 2 : 8, QuantFormat::PER_CHANNEL);
+  return plan;
+}
+
+TEST(BudgetTest, KvHeadsCountEachForItself) {
+  const CachePlan plan = MixedHeads();
+  ASSERT_OK_AND_ASSIGN(const PlanBits bits, BitsOfPlan(plan, kHeadDim));
+  EXPECT_DOUBLE_EQ(bits.key.nominal, 2.1875 + ((5 * 2 + 3 * 8) / 8.0 - 3) / 32);
+  EXPECT_DOUBLE_EQ(bits.key.effective,
+                   ((5 * 3 + 3 * 9) / 8.0 + 5 * 64.0 / 11 + 26 * 3) / 32);
+  ASSERT_OK_AND_ASSIGN(const int64_t bytes, PlanBytes(plan, TenBytesABit(8)));
+  // Whole bytes of a head: 10 * bits / 8, rounded down.
+  EXPECT_EQ(bytes, 5 * 2 + 3 * 10 + 8 * (5 * 3 + 26 * 2 + 6 * 5 + 26 * 2));
+}
+
+TEST(BudgetTest, APlanOfAnotherNumberOfKvHeadsIsRefused) {
+  EXPECT_THAT(PlanBytes(MixedHeads(), TenBytesABit(4)).status(),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       HasSubstr("layer[0] key_head has 8 formats but the "
+                                 "model has 4 KV heads")));
 }
 
 TEST(BudgetTest, OneByteTooManyIsRefused) {

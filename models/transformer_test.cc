@@ -1,8 +1,10 @@
 #include "models/transformer.h"
 
 #include <algorithm>
+#include <memory>
 #include <vector>
 
+#include "attention/test_policies.h"
 #include "kvmix/base/status_matchers.h"
 #include "models/test_model.h"
 
@@ -65,6 +67,50 @@ TEST(TransformerTest, ResultsDoNotDependOnTheNumberOfThreads) {
           << config.family << ", " << num_threads << " threads";
     }
   }
+}
+
+// A plan that says the same of every KV head is the layers' plan; one that
+// says something else of one head is another.
+TEST(TransformerTest, LogitsOfAPlanForKvHeadsThatAreAlikeAreThoseOfTheLayers) {
+  const ModelConfig config = SmallConfig();
+  const RandomWeights weights(config);
+  const auto model = Load(config, weights, 2);
+  const auto tokens = RandomTokens(config, 100);
+  const auto logits = [&](const CachePlan& plan) {
+    const auto cache =
+        KvCache::Create(model->cache_shape(), plan,
+                        std::make_shared<testing::KeepRecent>(
+                            testing::KeepRecentOptions{.keep = 3}),
+                        std::make_shared<testing::KeepAll>());
+    EXPECT_OK(cache.status());
+    std::vector<float> all;
+    for (int64_t first = 0; first < 100; first += 25) {
+      const std::vector<int32_t> chunk(tokens.begin() + first,
+                                       tokens.begin() + first + 25);
+      const std::vector<float> next =
+          Logits(*model, {{.tokens = chunk, .cache = cache->get()}})[0];
+      all.insert(all.end(), next.begin(), next.end());
+    }
+    return all;
+  };
+  CachePlan layers, heads;
+  for (int i = 0; i < config.num_layers; ++i) {
+    QuantFormat format;
+    format.set_quantizer("group_affine");
+    format.set_bits(2 + i);
+    format.set_group_size(16);
+    format.set_axis(QuantFormat::PER_CHANNEL);
+    *layers.add_layer()->mutable_key() = format;
+    LayerPlan& layer = *heads.add_layer();
+    *layer.add_key_head() = *layer.add_key_head() = format;
+    format.set_axis(QuantFormat::PER_TOKEN);
+    *layers.mutable_layer(i)->mutable_value() = format;
+    *layer.add_value_head() = *layer.add_value_head() = format;
+  }
+  const std::vector<float> expected = logits(layers);
+  EXPECT_EQ(logits(heads), expected);
+  heads.mutable_layer(0)->mutable_key_head(1)->set_bits(8);
+  EXPECT_NE(logits(heads), expected);
 }
 
 TEST(TransformerTest, ASequenceDoesNotDependOnTheRestOfItsBatch) {

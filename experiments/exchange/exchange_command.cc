@@ -58,7 +58,8 @@ absl::Status ExchangeCommand(absl::Span<const std::string> args,
       "kvmix exchange FILE --to=FORMAT [flags]",
       "Writes a plan or a record as other programs read it, and theirs as a "
       "config's text:\n  kvtuner       a plan (plan_*.textproto) as KVTuner's "
-      "YAML\n  json          a plan as JSON, with groups and axes\n  types     "
+      "YAML\n  json          a plan as JSON, with groups, axes, KV heads\n  "
+      "types     "
       " "
       "   a plan as lists of types\n  lm_eval       a record "
       "(record.textproto) and a --method as lm-evaluation-harness's\n          "

@@ -7,6 +7,7 @@ namespace kvmix {
 namespace {
 
 using ::kvmix::testing::StatusIs;
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
 
@@ -20,7 +21,7 @@ CachePlan Plan() {
 }
 
 TEST(PlanFormatsTest, KvTunerYamlComesBackAsManualBits) {
-  const std::string yaml = KvTunerYaml(Plan());
+  ASSERT_OK_AND_ASSIGN(const std::string yaml, KvTunerYaml(Plan()));
   EXPECT_EQ(yaml,
             "0:\n  nbits_key: 3\n  nbits_value: 4\n1:\n  nbits_key: 16\n  "
             "nbits_value: 2\n");
@@ -47,10 +48,27 @@ TEST(PlanFormatsTest, WrongYamlIsRefusedByLine) {
 }
 
 TEST(PlanFormatsTest, JsonAndTypes) {
-  EXPECT_EQ(TypeLists(Plan()), "key: q3 f16\nvalue: q4 q2\n");
+  EXPECT_EQ(*TypeLists(Plan()), "key: q3 f16\nvalue: q4 q2\n");
   const auto json = PlanJson(Plan());
   EXPECT_EQ(json["layers"][0]["key"]["bits"], 3);
   EXPECT_EQ(json["layers"][1]["value"]["group_size"], 64);
+}
+
+// Bits of a mean would be another plan.
+TEST(PlanFormatsTest, KvHeadsApartAreInTheJsonAlone) {
+  CachePlan plan = Plan();
+  LayerPlan& layer = *plan.mutable_layer(1);
+  *layer.add_value_head() = layer.value();
+  *layer.add_value_head() = plan.layer(0).value();
+  layer.clear_value();
+  EXPECT_EQ(PlanJson(plan)["layers"][1]["value"][0]["bits"], 2);
+  EXPECT_EQ(PlanJson(plan)["layers"][1]["value"][1]["bits"], 4);
+  EXPECT_EQ(PlanJson(plan)["layers"][1]["key"]["bits"], 16);
+  for (const absl::Status& status :
+       {KvTunerYaml(plan).status(), TypeLists(plan).status()}) {
+    EXPECT_THAT(status, StatusIs(kInvalid, AllOf(HasSubstr("layer 1 values"),
+                                                 HasSubstr("--to=json"))));
+  }
 }
 
 TEST(LmEvalJsonTest, ScoresStandUnderTheNamesOfTheHarness) {

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "kvmix/base/status_macros.h"
+#include "kvmix/cache_plan.h"
 
 namespace kvmix {
 namespace {
@@ -23,6 +24,31 @@ nlohmann::ordered_json FormatJson(const QuantFormat& format) {
   json["group_size"] = format.group_size();
   json["packing"] = QuantFormat::Packing_Name(format.packing());
   return json;
+}
+
+nlohmann::ordered_json SideJson(const LayerPlan& layer, Side side) {
+  if (!HasHeadFormats(layer, side))
+    return FormatJson(FormatOfHead(layer, side, 0));
+  auto heads = nlohmann::ordered_json::array();
+  for (const QuantFormat* format : FormatsOf(layer, side))
+    heads.push_back(FormatJson(*format));
+  return heads;
+}
+
+// An error if the plan tells KV heads apart, which `format` cannot.
+absl::Status CheckHeadsAreAlike(const CachePlan& plan,
+                                absl::string_view format) {
+  for (int i = 0; i < plan.layer_size(); ++i) {
+    for (const Side side : {Side::kKey, Side::kValue}) {
+      if (!HasHeadFormats(plan.layer(i), side)) continue;
+      return absl::InvalidArgumentError(absl::StrCat(
+          "layer ", i, " ", SideName(side),
+          ": KV heads have formats of their own, for which ", format,
+          " has no words; write --to=json, or make a plan with granularity: "
+          "LAYER"));
+    }
+  }
+  return absl::OkStatus();
 }
 
 std::string TypeOf(const QuantFormat& format) {
@@ -69,7 +95,8 @@ absl::Status ReadLine(absl::string_view line, int number, int& layer,
 
 }  // namespace
 
-std::string KvTunerYaml(const CachePlan& plan) {
+absl::StatusOr<std::string> KvTunerYaml(const CachePlan& plan) {
+  KVMIX_RETURN_IF_ERROR(CheckHeadsAreAlike(plan, "KVTuner's YAML"));
   std::string text;
   for (int i = 0; i < plan.layer_size(); ++i) {
     absl::StrAppend(&text, i, ":\n  nbits_key: ", plan.layer(i).key().bits(),
@@ -82,13 +109,14 @@ nlohmann::ordered_json PlanJson(const CachePlan& plan) {
   auto layers = nlohmann::ordered_json::array();
   for (int i = 0; i < plan.layer_size(); ++i) {
     layers.push_back({{"layer", i},
-                      {"key", FormatJson(plan.layer(i).key())},
-                      {"value", FormatJson(plan.layer(i).value())}});
+                      {"key", SideJson(plan.layer(i), Side::kKey)},
+                      {"value", SideJson(plan.layer(i), Side::kValue)}});
   }
   return {{"layers", std::move(layers)}};
 }
 
-std::string TypeLists(const CachePlan& plan) {
+absl::StatusOr<std::string> TypeLists(const CachePlan& plan) {
+  KVMIX_RETURN_IF_ERROR(CheckHeadsAreAlike(plan, "a list of types"));
   std::string key = "key:", value = "value:";
   for (const LayerPlan& layer : plan.layer()) {
     absl::StrAppend(&key, " ", TypeOf(layer.key()));

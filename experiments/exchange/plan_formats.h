@@ -6,7 +6,7 @@
 //   for
 //            full precision
 // KVTuner's and the lists hold bits alone; group sizes and axes are in the
-// JSON.
+// JSON. KV heads with formats of their own are in the JSON alone, as lists.
 #pragma once
 
 #include <string>
@@ -19,9 +19,10 @@
 
 namespace kvmix {
 
-std::string KvTunerYaml(const CachePlan& plan);
+// Errors: KV heads with formats of their own.
+absl::StatusOr<std::string> KvTunerYaml(const CachePlan& plan);
+absl::StatusOr<std::string> TypeLists(const CachePlan& plan);
 nlohmann::ordered_json PlanJson(const CachePlan& plan);
-std::string TypeLists(const CachePlan& plan);
 
 // The bits of a KVTuner YAML as options of the allocator "manual". Errors, with
 // line numbers: what is not of the form above, bits that are not 1 to 8 or 16,

@@ -319,8 +319,8 @@ void AddBitMap(const RunGroup& group, std::vector<Figure>& figures) {
       std::vector<double> bits;
       std::vector<std::string> texts;
       for (const LayerPlan& layer : row.method->plan().layer()) {
-        bits.push_back(key ? layer.key().bits() : layer.value().bits());
-        texts.push_back(absl::StrCat(bits.back()));
+        bits.push_back(MeanBits(layer, key ? Side::kKey : Side::kValue));
+        texts.push_back(absl::StrFormat("%.3g", bits.back()));
       }
       const std::string name = absl::StrCat(row.name, key ? " K" : " V");
       for (size_t i = 0; i < bits.size(); ++i) {
@@ -344,7 +344,9 @@ void AddBitMap(const RunGroup& group, std::vector<Figure>& figures) {
       {.id = Id("bits " + group.name),
        .title = absl::StrCat(group.name, ": bits of every layer, ",
                              group.runs[0]->record.model().path()),
-       .caption = "Nominal bits of keys (K) and values (V).",
+       .caption =
+           "Nominal bits of keys (K) and values (V); where KV heads have "
+           "bits of their own, their mean.",
        .svg = Draw(map),
        .data = std::move(data),
        .command = CommandOf(group)});

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_format.h"
 #include "experiments/compare/rank_correlation.h"
+#include "kvmix/cache_plan.h"
 
 namespace kvmix {
 namespace {
@@ -52,19 +53,36 @@ double WholeBits(const Memory& memory) {
 
 void LowestBits::Include(const CachePlan& plan) {
   for (const LayerPlan& layer : plan.layer()) {
-    key = std::min<int>(key, layer.key().bits());
-    value = std::min<int>(value, layer.value().bits());
+    for (const QuantFormat* format : FormatsOf(layer, Side::kKey))
+      key = std::min<int>(key, format->bits());
+    for (const QuantFormat* format : FormatsOf(layer, Side::kValue))
+      value = std::min<int>(value, format->bits());
   }
+}
+
+double MeanBits(const LayerPlan& layer, Side side) {
+  const std::vector<const QuantFormat*> formats = FormatsOf(layer, side);
+  double sum = 0;
+  for (const QuantFormat* format : formats) sum += format->bits();
+  return sum / static_cast<double>(formats.size());
 }
 
 double ShareOfHighBitLayers(const CachePlan& plan, const LowestBits& lowest) {
   if (plan.layer().empty()) return 0;
-  int high = 0;
+  double high = 0;
   for (const LayerPlan& layer : plan.layer()) {
-    high +=
-        layer.key().bits() > lowest.key || layer.value().bits() > lowest.value;
+    const int heads =
+        static_cast<int>(std::max(FormatsOf(layer, Side::kKey).size(),
+                                  FormatsOf(layer, Side::kValue).size()));
+    int high_heads = 0;
+    for (int head = 0; head < heads; ++head) {
+      high_heads +=
+          FormatOfHead(layer, Side::kKey, head).bits() > lowest.key ||
+          FormatOfHead(layer, Side::kValue, head).bits() > lowest.value;
+    }
+    high += static_cast<double>(high_heads) / heads;
   }
-  return static_cast<double>(high) / plan.layer_size();
+  return high / plan.layer_size();
 }
 
 const MethodSpeed* SpeedOf(const ReportedRun& run, const std::string& method) {

@@ -7,6 +7,7 @@
 
 #include "experiments/record.pb.h"
 #include "experiments/report/collect.h"
+#include "quant/quantizer.h"
 
 namespace kvmix {
 
@@ -38,7 +39,11 @@ struct LowestBits {
   void Include(const CachePlan& plan);
 };
 
-// Share of layers whose keys or values have more bits than that.
+// Nominal bits of a layer's keys (values), the mean over its KV heads.
+double MeanBits(const LayerPlan& layer, Side side);
+
+// Share of layers whose keys or values have more bits than that. Where KV heads
+// have formats of their own, a layer counts with its share of such heads.
 double ShareOfHighBitLayers(const CachePlan& plan, const LowestBits& lowest);
 
 const MethodSpeed* SpeedOf(const ReportedRun& run, const std::string& method);

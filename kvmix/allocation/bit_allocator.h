@@ -19,7 +19,11 @@ namespace kvmix {
 
 struct AllocationContext {
   int num_layers = 0;
+  int num_kv_heads = 0;
   int head_dim = 0;
+  // What has formats of its own, a part: at layer granularity layer p is part
+  // p, at head granularity KV head h of layer i is part i * num_kv_heads + h.
+  CachePlan::Granularity granularity = CachePlan::LAYER;
   uint64_t seed = 0;
   const Quantizer* quantizer = nullptr;
   // Formats to choose from, at least one for keys and one for values, what they
@@ -30,6 +34,11 @@ struct AllocationContext {
   int64_t budget_bytes = 0;
   // Runs the model under trial plans; null where there is no model.
   const PlanEvaluator* evaluator = nullptr;
+
+  int parts_of_layer() const {
+    return granularity == CachePlan::HEAD ? num_kv_heads : 1;
+  }
+  int num_parts() const { return num_layers * parts_of_layer(); }
 };
 
 class BitAllocator {
@@ -41,8 +50,9 @@ class BitAllocator {
   // True: the plan takes budget_bytes at most, and without a budget Allocate
   // says that it needs one. False: the allocator does not look at the budget.
   virtual bool KeepsBudget() const { return false; }
-  // The plan has a format for every layer. Errors: a profile of another number
-  // of layers, or of a unit that the allocator cannot use; bits that the
+  // The plan has a format for every layer, or KV head. Errors: a profile of
+  // another number of layers, or of a unit that the allocator cannot use, or
+  // that does not tell KV heads apart where the context does; bits that the
   // quantizer does not offer; a budget below the cheapest plan.
   virtual absl::StatusOr<CachePlan> Allocate(
       const ImportanceProfile& profile,

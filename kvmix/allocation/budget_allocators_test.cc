@@ -1,5 +1,6 @@
 // What the allocators under a budget choose, on problems made up for it. That
 // they keep to the budget is in conformance_test.
+#include <algorithm>
 #include <cmath>
 #include <map>
 #include <string>
@@ -42,6 +43,34 @@ TEST(KnapsackTest, IsAtLeastAsGoodAsTheOthersAndOftenBetter) {
     better_than_greedy += least < problem.Loss(greedy) * (1 - 1e-9);
   }
   EXPECT_GT(better_than_greedy, 0);
+}
+
+// All 3^8 plans of two layers with two KV heads, bytes and losses by the plan.
+TEST(KnapsackTest, NoPlanOfTheSameKvHeadsIsBetter) {
+  const std::vector<int> bits = {2, 3, 4};
+  for (uint64_t stream = 0; stream < 5; ++stream) {
+    BudgetProblem problem(bits, 2, 2);
+    problem.SetRandomLosses(stream);
+    problem.budget_bytes = 8 * 250 + 90 * static_cast<int64_t>(stream);
+    double least = INFINITY;
+    for (int code = 0; code < 6561; ++code) {
+      CachePlan plan;
+      int digits = code;
+      for (int i = 0; i < 2; ++i) {
+        LayerPlan& layer = *plan.add_layer();
+        for (const Side side : {Side::kKey, Side::kValue}) {
+          SetFormats({FormatOfBits(bits[digits % 3]),
+                      FormatOfBits(bits[digits / 3 % 3])},
+                     side, layer);
+          digits /= 9;
+        }
+      }
+      if (CheckBudget(plan, problem.budget_bytes, problem.costs).ok())
+        least = std::min(least, problem.Loss(plan));
+    }
+    ASSERT_OK_AND_ASSIGN(const CachePlan best, problem.Allocate("knapsack"));
+    EXPECT_DOUBLE_EQ(problem.Loss(best), least);
+  }
 }
 
 TEST(KnapsackTest, SpendsWhatItIsGivenWhereItCounts) {
@@ -156,6 +185,16 @@ TEST(LossesOfChoicesTest, AFormatThatTheProfileDoesNotKnowIsRefused) {
   EXPECT_THAT(problem.Allocate("knapsack").status(),
               StatusIs(absl::StatusCode::kInvalidArgument,
                        HasSubstr("no losses of a format of 4 bits for keys")));
+}
+
+TEST(LossesOfChoicesTest, LossesOfLayersAreNoneOfTheirKvHeads) {
+  BudgetProblem problem({2, 4}, 2, /*num_kv_heads=*/2);
+  problem.SetLosses(0, {1, 0.1}, {1, 0.1});
+  problem.SetLosses(1, {1, 0.1}, {1, 0.1});
+  problem.budget_bytes = 8 * 400;
+  EXPECT_THAT(problem.Allocate("greedy").status(),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       HasSubstr("make the profile with granularity: HEAD")));
 }
 
 TEST(LossesOfChoicesTest, LossesThatAreNoneAreRefused) {

@@ -24,7 +24,7 @@ class ChoiceAllocator : public BitAllocator {
                            LossesOfChoices(profile, context, trust_scores_));
     KVMIX_ASSIGN_OR_RETURN(const std::vector<int> chosen,
                            Choose(table, context));
-    return PlanFromChoices(chosen, *context.choices);
+    return PlanFromChoices(chosen, context);
   }
 
  protected:

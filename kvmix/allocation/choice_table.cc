@@ -3,8 +3,10 @@
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
+#include "absl/types/span.h"
 #include "kvmix/allocation/gaussian_distortion.h"
-#include "kvmix/allocation/layer_ranking.h"
+#include "kvmix/allocation/part_ranking.h"
+#include "kvmix/allocation/plan_from_bits.h"
 #include "kvmix/base/status_macros.h"
 
 namespace kvmix {
@@ -12,12 +14,16 @@ namespace {
 
 using Formats = google::protobuf::RepeatedPtrField<QuantFormat>;
 
-absl::StatusOr<std::vector<Choice>> BytesOfSide(
-    const Formats& formats, Side side, const AllocationContext& context) {
+absl::StatusOr<std::vector<Choice>> BytesOfItem(
+    int part, Side side, const AllocationContext& context) {
   std::vector<Choice> choices;
-  for (const QuantFormat& format : formats) {
+  for (const QuantFormat& format :
+       side == Side::kKey ? context.choices->key() : context.choices->value()) {
     KVMIX_ASSIGN_OR_RETURN(const int64_t bytes,
-                           context.costs->Bytes(side, format));
+                           context.granularity == CachePlan::HEAD
+                               ? context.costs->HeadBytes(
+                                     side, part % context.num_kv_heads, format)
+                               : context.costs->LayerBytes(side, format));
     choices.push_back({.bytes = bytes});
   }
   return choices;
@@ -51,63 +57,83 @@ absl::StatusOr<std::vector<int>> FindFormats(const Formats& offered,
   return found;
 }
 
-absl::Status ValidateLoss(double loss, int layer, Side side) {
+absl::Status ValidateLoss(double loss, int part, Side side,
+                          const AllocationContext& context) {
   if (std::isfinite(loss) && loss >= 0) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat("the profile's loss of layer ", layer, " ", SideName(side),
-                   " is ", loss, " but must be finite and at least 0"));
+  return absl::InvalidArgumentError(absl::StrCat(
+      "the profile's loss of layer ", part / context.parts_of_layer(), " ",
+      SideName(side), " is ", loss, " but must be finite and at least 0"));
 }
 
-absl::Status AddMeasuredLosses(const ImportanceProfile& profile,
-                               const FormatChoices& choices,
+// The profile's losses of a layer's keys (values), part by part: [parts of the
+// layer, known formats].
+absl::StatusOr<absl::Span<const double>> LossesOfLayer(
+    const ImportanceProfile& profile, int layer, Side side, int known,
+    const AllocationContext& context) {
+  const LayerImportance& of = profile.layer(layer);
+  const bool key = side == Side::kKey;
+  if (context.granularity == CachePlan::LAYER) {
+    const auto& losses = key ? of.key_loss() : of.value_loss();
+    if (losses.size() >= known) return absl::MakeConstSpan(losses);
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the profile's layer ", layer, " has ", losses.size(), " losses of ",
+        SideName(side), " but ", known, " formats"));
+  }
+  const auto& losses = key ? of.key_head_loss() : of.value_head_loss();
+  if (losses.size() == known * context.num_kv_heads)
+    return absl::MakeConstSpan(losses);
+  return absl::InvalidArgumentError(absl::StrCat(
+      "granularity is HEAD but the profile's layer ", layer, " has ",
+      losses.size(), " losses of ", SideName(side), " for ", known,
+      " formats of each of ", context.num_kv_heads,
+      " KV heads; make the profile with granularity: HEAD, or allocate with "
+      "LAYER"));
+}
+
+absl::Status AddMeasuredLosses(const ImportanceProfile& profile, Side side,
+                               const AllocationContext& context,
                                ChoiceTable& table) {
-  for (const Side side : {Side::kKey, Side::kValue}) {
-    const bool key = side == Side::kKey;
+  const bool key = side == Side::kKey;
+  const Formats& known =
+      key ? profile.formats().key() : profile.formats().value();
+  KVMIX_ASSIGN_OR_RETURN(
+      const std::vector<int> found,
+      FindFormats(key ? context.choices->key() : context.choices->value(),
+                  known, side));
+  const int parts = context.parts_of_layer();
+  for (int p = 0; p < context.num_parts(); ++p) {
     KVMIX_ASSIGN_OR_RETURN(
-        const std::vector<int> found,
-        FindFormats(key ? choices.key() : choices.value(),
-                    key ? profile.formats().key() : profile.formats().value(),
-                    side));
-    for (int i = 0; i < profile.layer_size(); ++i) {
-      const LayerImportance& layer = profile.layer(i);
-      const auto& losses = key ? layer.key_loss() : layer.value_loss();
-      std::vector<Choice>& item = table[2 * i + !key];
-      for (size_t c = 0; c < item.size(); ++c) {
-        if (found[c] < 0) continue;  // full precision
-        if (found[c] >= losses.size()) {
-          return absl::InvalidArgumentError(absl::StrCat(
-              "the profile's layer ", i, " has ", losses.size(), " losses of ",
-              SideName(side), " but ", found[c] + 1, " or more formats"));
-        }
-        item[c].loss = losses[found[c]];
-        KVMIX_RETURN_IF_ERROR(ValidateLoss(item[c].loss, i, side));
-      }
+        const absl::Span<const double> losses,
+        LossesOfLayer(profile, p / parts, side, known.size(), context));
+    std::vector<Choice>& item = table[2 * p + !key];
+    for (size_t c = 0; c < item.size(); ++c) {
+      if (found[c] < 0) continue;  // full precision
+      item[c].loss = losses[p % parts * known.size() + found[c]];
+      KVMIX_RETURN_IF_ERROR(ValidateLoss(item[c].loss, p, side, context));
     }
   }
   return absl::OkStatus();
 }
 
 absl::Status AddScoresTimesDistortion(const ImportanceProfile& profile,
+                                      Side side,
                                       const AllocationContext& context,
                                       ChoiceTable& table) {
-  for (const Side side : {Side::kKey, Side::kValue}) {
-    const bool key = side == Side::kKey;
-    std::vector<double> distortions;
-    for (const QuantFormat& format :
-         key ? context.choices->key() : context.choices->value()) {
-      KVMIX_ASSIGN_OR_RETURN(
-          const double distortion,
-          GaussianDistortion(format, side, context.head_dim));
-      distortions.push_back(distortion);
-    }
-    for (int i = 0; i < profile.layer_size(); ++i) {
-      const double score =
-          key ? profile.layer(i).key() : profile.layer(i).value();
-      KVMIX_RETURN_IF_ERROR(ValidateLoss(score, i, side));
-      std::vector<Choice>& item = table[2 * i + !key];
-      for (size_t c = 0; c < item.size(); ++c)
-        item[c].loss = score * distortions[c];
-    }
+  const bool key = side == Side::kKey;
+  std::vector<double> distortions;
+  for (const QuantFormat& format :
+       key ? context.choices->key() : context.choices->value()) {
+    KVMIX_ASSIGN_OR_RETURN(const double distortion,
+                           GaussianDistortion(format, side, context.head_dim));
+    distortions.push_back(distortion);
+  }
+  KVMIX_ASSIGN_OR_RETURN(const std::vector<double> scores,
+                         ScoresOfParts(profile, side, context));
+  for (int p = 0; p < context.num_parts(); ++p) {
+    KVMIX_RETURN_IF_ERROR(ValidateLoss(scores[p], p, side, context));
+    std::vector<Choice>& item = table[2 * p + !key];
+    for (size_t c = 0; c < item.size(); ++c)
+      item[c].loss = scores[p] * distortions[c];
   }
   return absl::OkStatus();
 }
@@ -145,16 +171,12 @@ absl::StatusOr<ChoiceTable> BytesOfChoices(const AllocationContext& context) {
         "this allocator keeps to a budget and needs one; set the method's "
         "budget, as budget { effective_bits: 3 }");
   }
-  KVMIX_ASSIGN_OR_RETURN(
-      const std::vector<Choice> key,
-      BytesOfSide(context.choices->key(), Side::kKey, context));
-  KVMIX_ASSIGN_OR_RETURN(
-      const std::vector<Choice> value,
-      BytesOfSide(context.choices->value(), Side::kValue, context));
   ChoiceTable table;
-  for (int i = 0; i < context.num_layers; ++i) {
-    table.push_back(key);
-    table.push_back(value);
+  for (int p = 0; p < context.num_parts(); ++p) {
+    for (const Side side : {Side::kKey, Side::kValue}) {
+      KVMIX_ASSIGN_OR_RETURN(table.emplace_back(),
+                             BytesOfItem(p, side, context));
+    }
   }
   const int64_t least = BytesOf(table, CheapestChoices(table));
   if (least > context.budget_bytes) {
@@ -170,10 +192,12 @@ absl::StatusOr<ChoiceTable> BytesOfChoices(const AllocationContext& context) {
 absl::StatusOr<ChoiceTable> LossesOfChoices(const ImportanceProfile& profile,
                                             const AllocationContext& context,
                                             bool trust_scores) {
-  KVMIX_RETURN_IF_ERROR(CheckNumLayers(profile, context.num_layers));
+  KVMIX_RETURN_IF_ERROR(CheckNumLayers(profile, context));
   KVMIX_ASSIGN_OR_RETURN(ChoiceTable table, BytesOfChoices(context));
   if (profile.has_formats()) {
-    KVMIX_RETURN_IF_ERROR(AddMeasuredLosses(profile, *context.choices, table));
+    for (const Side side : {Side::kKey, Side::kValue}) {
+      KVMIX_RETURN_IF_ERROR(AddMeasuredLosses(profile, side, context, table));
+    }
     return table;
   }
   if (profile.unit() == ImportanceProfile::RANK_ONLY && !trust_scores) {
@@ -184,7 +208,10 @@ absl::StatusOr<ChoiceTable> LossesOfChoices(const ImportanceProfile& profile,
         "trust_scores: true }, which takes a score times the distortion of a "
         "format for its loss"));
   }
-  KVMIX_RETURN_IF_ERROR(AddScoresTimesDistortion(profile, context, table));
+  for (const Side side : {Side::kKey, Side::kValue}) {
+    KVMIX_RETURN_IF_ERROR(
+        AddScoresTimesDistortion(profile, side, context, table));
+  }
   return table;
 }
 
@@ -226,14 +253,13 @@ void TakeBestSteps(const ChoiceTable& table, int64_t budget_bytes,
 }
 
 CachePlan PlanFromChoices(const std::vector<int>& chosen,
-                          const FormatChoices& choices) {
-  CachePlan plan;
+                          const AllocationContext& context) {
+  std::vector<QuantFormat> key, value;
   for (size_t i = 0; i < chosen.size(); i += 2) {
-    LayerPlan* layer = plan.add_layer();
-    *layer->mutable_key() = choices.key(chosen[i]);
-    *layer->mutable_value() = choices.value(chosen[i + 1]);
+    key.push_back(context.choices->key(chosen[i]));
+    value.push_back(context.choices->value(chosen[i + 1]));
   }
-  return plan;
+  return PlanFromFormats(key, value, context);
 }
 
 }  // namespace kvmix

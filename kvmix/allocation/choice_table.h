@@ -1,11 +1,13 @@
 // ChoiceTable: the problem that allocators under a budget solve.
 //
-// An item is the keys or the values of one layer. Each of its choices, one for
+// An item is the keys or the values of one layer, or of one KV head if the
+// context's granularity is HEAD. Each of its choices, one for
 // each format offered, takes bytes and has a predicted loss; one choice is to
 // be made for every item, within the budget. Losses of items are taken to add
 // up.
 //
-// L = layers. Items 2 i and 2 i + 1 are the keys and the values of layer i.
+// P = parts (AllocationContext): layers, or KV heads. Items 2 p and 2 p + 1 are
+// the keys and the values of part p.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +25,7 @@ struct Choice {
   double loss = 0;  // in the profile's unit
 };
 
-// [2 L] items, [formats of the item's side] choices, in the order of
+// [2 P] items, [formats of the item's side] choices, in the order of
 // FormatChoices.
 using ChoiceTable = std::vector<std::vector<Choice>>;
 
@@ -35,7 +37,8 @@ absl::StatusOr<ChoiceTable> BytesOfChoices(const AllocationContext& context);
 // the distortion of the format on normal numbers (gaussian_distortion.h). Full
 // precision loses nothing. trust_scores: also of a profile whose unit is
 // RANK_ONLY. Errors, beside those above: a profile of another number of layers,
-// one without losses for a format offered, one whose scores are not losses.
+// one without losses for a format offered, or of single KV heads where they
+// have formats of their own, one whose scores are not losses.
 absl::StatusOr<ChoiceTable> LossesOfChoices(const ImportanceProfile& profile,
                                             const AllocationContext& context,
                                             bool trust_scores);
@@ -52,8 +55,8 @@ std::vector<int> CheapestChoices(const ChoiceTable& table);
 void TakeBestSteps(const ChoiceTable& table, int64_t budget_bytes,
                    std::vector<int>& chosen);
 
-// chosen: [2 L]
+// chosen: [2 P], of context.choices.
 CachePlan PlanFromChoices(const std::vector<int>& chosen,
-                          const FormatChoices& choices);
+                          const AllocationContext& context);
 
 }  // namespace kvmix

@@ -11,6 +11,7 @@
 #include "kvmix/base/random.h"
 #include "kvmix/base/registry.h"
 #include "kvmix/base/status_matchers.h"
+#include "kvmix/cache_plan.h"
 
 namespace kvmix {
 namespace {
@@ -64,7 +65,7 @@ class BitAllocatorConformanceTest
   }
 
   AnyBitsQuantizer quantizer_;
-  BlockCosts costs_{128};
+  BlockCosts costs_{/*num_kv_heads=*/4, 128};
   FormatChoices choices_;
   AllocationContext context_;
   Component component_;
@@ -118,23 +119,58 @@ TEST_P(BitAllocatorConformanceTest, AProfileIsReadIfAndOnlyIfItIsNeeded) {
 TEST_P(BitAllocatorConformanceTest, TheBudgetIsNeverExceeded) {
   ASSERT_OK_AND_ASSIGN(const auto allocator, Make());
   if (!allocator->KeepsBudget()) GTEST_SKIP() << "does not look at a budget";
-  BudgetProblem problem({1, 2, 3, 4, 8, 16}, 7);
-  problem.SetRandomLosses(3);
-  const int64_t least = 14 * 100;
-  for (int64_t budget = least - 1; budget < 14 * 1700; budget += 499) {
-    for (int64_t bytes : {budget, budget + 1}) {
-      problem.budget_bytes = bytes;
-      const absl::StatusOr<CachePlan> plan =
-          allocator->Allocate(problem.profile, problem.Context());
-      if (bytes < least) {
-        EXPECT_THAT(plan.status(),
-                    StatusIs(absl::StatusCode::kInvalidArgument,
-                             HasSubstr("the cheapest plan takes 1400")));
-        continue;
+  for (BudgetProblem problem : {BudgetProblem({1, 2, 3, 4, 8, 16}, 7),
+                                BudgetProblem({1, 2, 3, 4, 8, 16}, 2, 4)}) {
+    problem.SetRandomLosses(3);
+    const int64_t items = 2 * problem.Context().num_parts();
+    const int64_t least = items * 100;
+    for (int64_t budget = least - 1; budget < items * 1700; budget += 499) {
+      for (int64_t bytes : {budget, budget + 1}) {
+        problem.budget_bytes = bytes;
+        const absl::StatusOr<CachePlan> plan =
+            allocator->Allocate(problem.profile, problem.Context());
+        if (bytes < least) {
+          EXPECT_THAT(plan.status(),
+                      StatusIs(absl::StatusCode::kInvalidArgument,
+                               HasSubstr(absl::StrCat(
+                                   "the cheapest plan takes ", least))));
+          continue;
+        }
+        ASSERT_OK(plan);
+        EXPECT_OK(CheckBudget(*plan, bytes, problem.costs));
       }
-      ASSERT_OK(plan);
-      EXPECT_OK(CheckBudget(*plan, bytes, problem.costs));
     }
+  }
+}
+
+// A plan for single KV heads is made of what the profile says of these, and
+// some head gets another format than its neighbour.
+TEST_P(BitAllocatorConformanceTest, KvHeadsAreToldApartIfTheProfileDoes) {
+  ASSERT_OK_AND_ASSIGN(const auto allocator, Make());
+  context_.granularity = CachePlan::HEAD;
+  context_.num_kv_heads = costs_.num_kv_heads();
+  context_.budget_bytes = 2 * context_.num_layers * costs_.elements() * 4 / 8;
+  ImportanceProfile profile = RandomProfile(context_.num_layers, 4);
+  const auto without = allocator->Allocate(profile, context_);
+  if (RefusesItsDefaults(without)) GTEST_SKIP() << without.status();
+  CounterRandom random(/*seed=*/1, /*stream=*/5);
+  for (LayerImportance& layer : *profile.mutable_layer()) {
+    for (int head = 0; head < context_.num_kv_heads; ++head) {
+      layer.add_key_head(random.Uniform());
+      layer.add_value_head(random.Uniform());
+    }
+  }
+  ASSERT_OK_AND_ASSIGN(const CachePlan plan,
+                       allocator->Allocate(profile, context_));
+  EXPECT_OK(CheckHeads(plan, context_.num_kv_heads));
+  if (allocator->NeedsProfile()) {
+    EXPECT_THAT(without.status(),
+                StatusIs(absl::StatusCode::kInvalidArgument,
+                         HasSubstr("granularity is HEAD but the profile")));
+    bool apart = false;
+    for (const LayerPlan& layer : plan.layer())
+      apart |= HasHeadFormats(layer, Side::kKey);
+    EXPECT_TRUE(apart);
   }
 }
 

@@ -2,6 +2,7 @@
 // al., arXiv 2502.04420, section 5) makes it before it searches: layers that
 // lose alike take the same formats, and of the pairs of formats for keys and
 // values only those stay that no other pair beats in both bytes and loss.
+// At head granularity a KV head takes the place of a layer.
 //
 // L = layers.
 #pragma once

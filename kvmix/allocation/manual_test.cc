@@ -2,6 +2,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_join.h"
 #include "google/protobuf/text_format.h"
 #include "gtest/gtest.h"
 #include "kvmix/allocation/any_bits_quantizer.h"
@@ -9,6 +10,7 @@
 #include "kvmix/allocation/manual.pb.h"
 #include "kvmix/base/registry.h"
 #include "kvmix/base/status_matchers.h"
+#include "kvmix/cache_plan.h"
 
 namespace kvmix {
 namespace {
@@ -17,7 +19,7 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using testing::StatusIs;
 
-// "key/value" bits of each of eight layers.
+// "key/value" bits of each of eight layers; "2,4,2/3" if KV heads differ.
 absl::StatusOr<std::vector<std::string>> Allocate(const std::string& text) {
   ManualOptions options;
   EXPECT_TRUE(google::protobuf::TextFormat::ParseFromString(text, &options));
@@ -28,13 +30,21 @@ absl::StatusOr<std::vector<std::string>> Allocate(const std::string& text) {
       const auto allocator,
       Registry<BitAllocator>::Get().Make(component, "bit_allocator"));
   AnyBitsQuantizer quantizer;
-  KVMIX_ASSIGN_OR_RETURN(
-      const CachePlan plan,
-      allocator->Allocate(
-          {}, {.num_layers = 8, .head_dim = 128, .quantizer = &quantizer}));
+  KVMIX_ASSIGN_OR_RETURN(const CachePlan plan,
+                         allocator->Allocate({}, {.num_layers = 8,
+                                                  .num_kv_heads = 3,
+                                                  .head_dim = 128,
+                                                  .quantizer = &quantizer}));
+  const auto bits_of = [](const LayerPlan& layer, Side side) {
+    std::vector<int> bits;
+    for (const QuantFormat* format : FormatsOf(layer, side))
+      bits.push_back(format->bits());
+    return absl::StrJoin(bits, ",");
+  };
   std::vector<std::string> bits;
   for (const LayerPlan& layer : plan.layer())
-    bits.push_back(absl::StrCat(layer.key().bits(), "/", layer.value().bits()));
+    bits.push_back(absl::StrCat(bits_of(layer, Side::kKey), "/",
+                                bits_of(layer, Side::kValue)));
   return bits;
 }
 
@@ -55,6 +65,42 @@ TEST(ManualTest, OtherLayersGetTheBitsOfTheRest) {
                "other_layers { key_bits: 16 value_bits: 16 }"));
   EXPECT_THAT(bits, ElementsAre("16/16", "16/16", "16/16", "2/2", "16/16",
                                 "16/16", "16/16", "16/16"));
+}
+
+TEST(ManualTest, KvHeadsCanBeNamed) {
+  ASSERT_OK_AND_ASSIGN(
+      const auto bits,
+      Allocate("entry { layers: '0-1' heads: '0,2' bits { key_bits: 4 "
+               "value_bits: 3 } }"
+               "entry { layers: '3' bits { key_bits: 8 value_bits: 8 } }"
+               "entry { layers: '0' heads: '1' bits { key_bits: 4 value_bits: "
+               "16 } }"
+               "other_layers { key_bits: 2 value_bits: 3 }"));
+  EXPECT_THAT(bits, ElementsAre("4/3,16,3", "4,2,4/3", "2/3", "8/8", "2/3",
+                                "2/3", "2/3", "2/3"));
+}
+
+TEST(ManualTest, AKvHeadGetsBitsExactlyOnce) {
+  EXPECT_THAT(Allocate("entry { layers: '0-7' heads: '0-1' bits { key_bits: 2 "
+                       "value_bits: 2 } }")
+                  .status(),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       HasSubstr("no options.entry names layer 0 head 2;")));
+  EXPECT_THAT(
+      Allocate("entry { layers: '0-7' bits { key_bits: 2 value_bits: 2 } }"
+               "entry { layers: '4' heads: '2' bits { key_bits: 2 value_bits: "
+               "2 } }")
+          .status(),
+      StatusIs(absl::StatusCode::kInvalidArgument,
+               HasSubstr("options.entry[1].layers: layer 4 head 2 is named "
+                         "twice")));
+  EXPECT_THAT(
+      Allocate("entry { layers: '4' heads: '3' bits { key_bits: 2 value_bits: "
+               "2 } }")
+          .status(),
+      StatusIs(absl::StatusCode::kInvalidArgument,
+               HasSubstr("options.entry[0].heads: \"3\" is outside of the "
+                         "model's KV heads 0-2")));
 }
 
 TEST(ManualTest, EveryLayerGetsBitsExactlyOnce) {

@@ -103,8 +103,7 @@ class ParetoSearch final : public ChoiceAllocator {
       const AllocationContext& context) const {
     std::vector<CachePlan> plans;
     for (const Genes& genes : all)
-      plans.push_back(
-          PlanFromChoices(ChoicesOf(groups, genes), *context.choices));
+      plans.push_back(PlanFromChoices(ChoicesOf(groups, genes), context));
     KVMIX_ASSIGN_OR_RETURN(const std::vector<PlanLoss> measured,
                            context.evaluator->Evaluate(plans));
     std::vector<double> losses;

@@ -53,7 +53,7 @@ class RandomBits final : public BitAllocator {
         const int64_t bytes = step_bytes(i);
         if (bytes >= 0 && bytes <= room) open.push_back(i);
       }
-      if (open.empty()) return PlanFromChoices(chosen, *context.choices);
+      if (open.empty()) return PlanFromChoices(chosen, context);
       const int item = open[random.Below(open.size())];
       room -= step_bytes(item);
       chosen[item] = NextDearer(table[item], chosen[item]);

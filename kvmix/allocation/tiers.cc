@@ -1,13 +1,13 @@
-// Layers ranked by score and cut into tiers, each with its bits: top_fraction
-// with any number of steps, as KVTuner (arXiv 2502.04420) groups layers. Keys
-// and values are ranked apart.
+// Layers (KV heads, at head granularity) ranked by score and cut into tiers,
+// each with its bits: top_fraction with any number of steps, as KVTuner (arXiv
+// 2502.04420) groups layers. Keys and values are ranked apart.
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "kvmix/allocation/bit_allocator.h"
-#include "kvmix/allocation/layer_ranking.h"
+#include "kvmix/allocation/part_ranking.h"
 #include "kvmix/allocation/plan_from_bits.h"
 #include "kvmix/allocation/tiers.pb.h"
 #include "kvmix/base/registry.h"
@@ -16,10 +16,10 @@
 namespace kvmix {
 namespace {
 
-// tier[layer] of layers in this order. Tier i ends where the fractions up to it
+// tier[part] of parts in this order. Tier i ends where the fractions up to it
 // add up to, rounded down.
-std::vector<int> TierOfLayers(const std::vector<int>& order,
-                              const TiersOptions& options) {
+std::vector<int> TierOfParts(const std::vector<int>& order,
+                             const TiersOptions& options) {
   std::vector<int> tier(order.size(), options.tier_size() - 1);
   double sum = 0;
   int next = 0;
@@ -40,14 +40,14 @@ class Tiers final : public BitAllocator {
   absl::StatusOr<CachePlan> Allocate(
       const ImportanceProfile& profile,
       const AllocationContext& context) const override {
-    KVMIX_ASSIGN_OR_RETURN(const LayerRanking ranking,
-                           RankLayers(profile, context.num_layers));
-    const std::vector<int> key_tier = TierOfLayers(ranking.key, options_);
-    const std::vector<int> value_tier = TierOfLayers(ranking.value, options_);
-    std::vector<LayerBits> bits;
-    for (int i = 0; i < context.num_layers; ++i) {
-      bits.push_back({.key = options_.tier(key_tier[i]).key_bits(),
-                      .value = options_.tier(value_tier[i]).value_bits()});
+    KVMIX_ASSIGN_OR_RETURN(const PartRanking ranking,
+                           RankParts(profile, context));
+    const std::vector<int> key_tier = TierOfParts(ranking.key, options_);
+    const std::vector<int> value_tier = TierOfParts(ranking.value, options_);
+    std::vector<PartBits> bits;
+    for (int p = 0; p < context.num_parts(); ++p) {
+      bits.push_back({.key = options_.tier(key_tier[p]).key_bits(),
+                      .value = options_.tier(value_tier[p]).value_bits()});
     }
     return PlanFromBits(bits, context);
   }

@@ -1,13 +1,13 @@
 // The allocation of KVmix (Li et al., arXiv 2506.08018): the most important 20
-// % of layers get high bits, all others low bits. Keys and values are ranked
-// apart, so a layer may be high in one and low in the other. Of equal scores
-// the earlier layer comes first.
+// % of layers (of KV heads, at head granularity) get high bits, all others low
+// bits. Keys and values are ranked apart, so a layer may be high in one and low
+// in the other. Of equal scores the earlier layer comes first.
 #include <memory>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "kvmix/allocation/bit_allocator.h"
-#include "kvmix/allocation/layer_ranking.h"
+#include "kvmix/allocation/part_ranking.h"
 #include "kvmix/allocation/plan_from_bits.h"
 #include "kvmix/allocation/top_fraction.pb.h"
 #include "kvmix/base/registry.h"
@@ -16,14 +16,14 @@
 namespace kvmix {
 namespace {
 
-int HighCount(const TopFractionOptions& options, int num_layers) {
+int HighCount(const TopFractionOptions& options, int num_parts) {
   const double fraction = options.high_fraction();
   if (options.count_rule() == TopFractionOptions::RELEASED)
-    return static_cast<int>(fraction / 2 * num_layers) * 2;
-  return FloorOfShare(fraction, num_layers);
+    return static_cast<int>(fraction / 2 * num_parts) * 2;
+  return FloorOfShare(fraction, num_parts);
 }
 
-// is_high[layer] of the first `count` layers in this order.
+// is_high[part] of the first `count` layers in this order.
 std::vector<bool> Highest(const std::vector<int>& order, int count) {
   std::vector<bool> is_high(order.size());
   for (int i = 0; i < count; ++i) is_high[order[i]] = true;
@@ -39,16 +39,16 @@ class TopFraction final : public BitAllocator {
   absl::StatusOr<CachePlan> Allocate(
       const ImportanceProfile& profile,
       const AllocationContext& context) const override {
-    KVMIX_ASSIGN_OR_RETURN(const LayerRanking ranking,
-                           RankLayers(profile, context.num_layers));
-    const int count = HighCount(options_, context.num_layers);
+    KVMIX_ASSIGN_OR_RETURN(const PartRanking ranking,
+                           RankParts(profile, context));
+    const int count = HighCount(options_, context.num_parts());
     const std::vector<bool> key_high = Highest(ranking.key, count);
     const std::vector<bool> value_high = Highest(ranking.value, count);
-    std::vector<LayerBits> bits(context.num_layers);
-    for (int i = 0; i < context.num_layers; ++i) {
-      bits[i] = {
-          .key = key_high[i] ? options_.keys().high() : options_.keys().low(),
-          .value = value_high[i] ? options_.values().high()
+    std::vector<PartBits> bits(context.num_parts());
+    for (int p = 0; p < context.num_parts(); ++p) {
+      bits[p] = {
+          .key = key_high[p] ? options_.keys().high() : options_.keys().low(),
+          .value = value_high[p] ? options_.values().high()
                                  : options_.values().low()};
     }
     return PlanFromBits(bits, context);

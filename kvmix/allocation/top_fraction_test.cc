@@ -9,6 +9,7 @@
 #include "kvmix/allocation/top_fraction.pb.h"
 #include "kvmix/base/registry.h"
 #include "kvmix/base/status_matchers.h"
+#include "kvmix/cache_plan.h"
 
 namespace kvmix {
 namespace {
@@ -72,6 +73,36 @@ TEST(TopFractionTest, KeysAndValuesAreRankedApart) {
   EXPECT_EQ(LayersWith(plan, Side::kKey, 2).size(), 8);
   EXPECT_EQ(LayersWith(plan, Side::kValue, 4), (std::set<int>{6, 8}));
   EXPECT_EQ(LayersWith(plan, Side::kValue, 2).size(), 8);
+}
+
+// A fifth of ten KV heads in five layers is two.
+TEST(TopFractionTest, KvHeadsAreRankedAmongAllLayers) {
+  ImportanceProfile profile = EqualScores(5);
+  const double scores[] = {0, 9, 1, 8, 2, 7, 3, 6, 4, 5};
+  for (int i = 0; i < 10; ++i) {
+    profile.mutable_layer(i / 2)->add_key_head(scores[i]);
+    profile.mutable_layer(i / 2)->add_value_head(i / 2 == 3 ? 1 : 0);
+  }
+  Component component;
+  component.set_name("top_fraction");
+  const auto allocator =
+      *Registry<BitAllocator>::Get().Make(component, "bit_allocator");
+  AnyBitsQuantizer quantizer;
+  ASSERT_OK_AND_ASSIGN(
+      const CachePlan plan,
+      allocator->Allocate(profile, {.num_layers = 5,
+                                    .num_kv_heads = 2,
+                                    .head_dim = 128,
+                                    .granularity = CachePlan::HEAD,
+                                    .quantizer = &quantizer}));
+  for (int i = 0; i < 10; ++i) {
+    EXPECT_EQ(FormatOfHead(plan.layer(i / 2), Side::kKey, i % 2).bits(),
+              i == 1 || i == 3 ? 3 : 2);
+    EXPECT_EQ(FormatOfHead(plan.layer(i / 2), Side::kValue, i % 2).bits(),
+              i / 2 == 3 ? 4 : 2);
+  }
+  // Both heads of layer 3 have the same format.
+  EXPECT_FALSE(HasHeadFormats(plan.layer(3), Side::kValue));
 }
 
 TEST(TopFractionTest, TiesGoToTheEarlierLayer) {
@@ -163,7 +194,7 @@ TEST(TopFractionTest, AProfileThatIsNotFiniteIsRefused) {
   const double nan = std::numeric_limits<double>::quiet_NaN();
   EXPECT_THAT(Allocate(Profile({1, 2}, {3, nan})).status(),
               StatusIs(absl::StatusCode::kInvalidArgument,
-                       HasSubstr("scores of layer 1 are 2 and nan")));
+                       HasSubstr("score of layer 1 values is nan")));
 }
 
 }  // namespace

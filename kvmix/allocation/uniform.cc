@@ -13,25 +13,25 @@ namespace {
 
 class UniformBits final : public BitAllocator {
  public:
-  explicit UniformBits(const LayerBits& bits) : bits_(bits) {}
+  explicit UniformBits(const PartBits& bits) : bits_(bits) {}
 
   bool NeedsProfile() const override { return false; }
 
   absl::StatusOr<CachePlan> Allocate(
       const ImportanceProfile&,
       const AllocationContext& context) const override {
-    return PlanFromBits(std::vector<LayerBits>(context.num_layers, bits_),
+    return PlanFromBits(std::vector<PartBits>(context.num_parts(), bits_),
                         context);
   }
 
  private:
-  const LayerBits bits_;
+  const PartBits bits_;
 };
 
 const bool kRegistered = Registry<BitAllocator>::Get().Add<UniformOptions>(
     "uniform", "the same bits for every layer",
     [](const UniformOptions& options) -> Registry<BitAllocator>::Result {
-      return std::make_unique<UniformBits>(LayerBits{
+      return std::make_unique<UniformBits>(PartBits{
           .key = options.key_bits() == 0 ? 2 : options.key_bits(),
           .value = options.value_bits() == 0 ? 2 : options.value_bits()});
     });

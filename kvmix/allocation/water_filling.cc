@@ -17,10 +17,15 @@
 namespace kvmix {
 namespace {
 
+// Of an item.
+double Elements(const AllocationContext& context) {
+  return static_cast<double>(context.costs->elements()) /
+         context.parts_of_layer();
+}
+
 // Effective bits, the window's share included.
 double BitsOf(const Choice& choice, const AllocationContext& context) {
-  return 8.0 * static_cast<double>(choice.bytes) /
-         static_cast<double>(context.costs->elements());
+  return 8.0 * static_cast<double>(choice.bytes) / Elements(context);
 }
 
 // One for each item.
@@ -52,8 +57,8 @@ std::vector<int> WithinWater(const ChoiceTable& table,
     for (const Choice& choice : table[i])
       range.high = std::max(range.high, BitsOf(choice, context));
   }
-  const double sum = 8.0 * static_cast<double>(context.budget_bytes) /
-                     static_cast<double>(context.costs->elements());
+  const double sum =
+      8.0 * static_cast<double>(context.budget_bytes) / Elements(context);
   const std::vector<double> bits = FillWater(curves, ranges, sum);
   for (size_t i = 0; i < table.size(); ++i) {
     for (size_t c = 0; c < table[i].size(); ++c) {

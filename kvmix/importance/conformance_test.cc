@@ -82,13 +82,17 @@ class ImportanceEstimatorConformanceTest
     return made.ok() ? *std::move(made) : nullptr;
   }
 
-  static absl::Status Start(ImportanceEstimator& estimator, int num_layers,
-                            uint64_t seed, const FormatChoices& formats) {
+  static absl::Status Start(
+      ImportanceEstimator& estimator, int num_layers, uint64_t seed,
+      const FormatChoices& formats,
+      CachePlan::Granularity granularity = CachePlan::LAYER) {
     return estimator.Start(
         {.num_layers = num_layers,
          .seed = seed,
          .head_dim = 8,
-         .formats = estimator.NeedsFormats() ? &formats : nullptr});
+         .formats = estimator.NeedsFormats() ? &formats : nullptr,
+         .granularity = granularity,
+         .num_kv_heads = 2});
   }
 
   // What the estimator asks for of one prompt.
@@ -115,10 +119,12 @@ class ImportanceEstimatorConformanceTest
 
   // Shows kNumPrompts prompts, layers in the order given.
   static absl::StatusOr<ImportanceProfile> Profile(
-      const std::vector<int>& order) {
+      const std::vector<int>& order,
+      CachePlan::Granularity granularity = CachePlan::LAYER) {
     auto estimator = Make(GetParam());
     const FormatChoices formats = Formats();
-    KVMIX_RETURN_IF_ERROR(Start(*estimator, kNumLayers, /*seed=*/7, formats));
+    KVMIX_RETURN_IF_ERROR(
+        Start(*estimator, kNumLayers, /*seed=*/7, formats, granularity));
     for (int prompt = 0; prompt < kNumPrompts; ++prompt)
       KVMIX_RETURN_IF_ERROR(Show(*estimator, prompt, order));
     return estimator->Finish();
@@ -177,6 +183,37 @@ TEST_P(ImportanceEstimatorConformanceTest, HeadsAreThereForAllOrForNone) {
         EXPECT_GE(head, 0);
       }
     }
+  }
+}
+
+// Of the losses of every KV head the first are its scores, and what is said of
+// layers is what is said of them without.
+TEST_P(ImportanceEstimatorConformanceTest, LossesOfKvHeadsAreThereIfAskedFor) {
+  ASSERT_OK_AND_ASSIGN(ImportanceProfile profile,
+                       Profile({0, 1, 2, 3, 4, 5}, CachePlan::HEAD));
+  ASSERT_OK_AND_ASSIGN(const ImportanceProfile layers,
+                       Profile({0, 1, 2, 3, 4, 5}));
+  const bool formats = Make(GetParam())->NeedsFormats();
+  const bool trials = Make(GetParam())->NeedsTrials();
+  for (int i = 0; i < kNumLayers; ++i) {
+    EXPECT_EQ(layers.layer(i).key_head_loss_size(), 0);
+    LayerImportance& layer = *profile.mutable_layer(i);
+    for (const auto& [heads, losses] :
+         {std::pair(&layer.key_head(), &layer.key_head_loss()),
+          std::pair(&layer.value_head(), &layer.value_head_loss())}) {
+      ASSERT_EQ(losses->size(), formats ? 2 * 3 : 0);
+      if (!formats) continue;
+      ASSERT_EQ(heads->size(), 2);
+      for (int head = 0; head < 2; ++head) {
+        EXPECT_EQ(losses->Get(3 * head), heads->Get(head));
+        EXPECT_GE(losses->Get(3 * head + 1), 0);
+        EXPECT_EQ(losses->Get(3 * head + 2), 0);  // full precision
+      }
+    }
+    layer.clear_key_head_loss();
+    layer.clear_value_head_loss();
+    if (trials) continue;  // random costs of other trials
+    EXPECT_EQ(layer.SerializeAsString(), layers.layer(i).SerializeAsString());
   }
 }
 

@@ -9,6 +9,7 @@
 #include "kvmix/base/random.h"
 #include "kvmix/base/registry.h"
 #include "kvmix/base/status_matchers.h"
+#include "kvmix/cache_plan.h"
 #include "kvmix/importance/gradient_delta.pb.h"
 #include "kvmix/importance/gradient_norm.pb.h"
 #include "kvmix/importance/importance_estimator.h"
@@ -459,6 +460,57 @@ TEST(TrialsTest, FindTheCostOfEverySingleChange) {
       EXPECT_NEAR(layer.key_loss(1), 1.5 * (i + 1) / 4, 1e-12);
       EXPECT_NEAR(layer.value_loss(0), 15.0 * (i + 1) / 2, 1e-12);
       EXPECT_NEAR(layer.value_loss(2), 0, 1e-12);
+    }
+  }
+}
+
+// A KV head's keys cost (layer + 1) (head + 1) / bits, and its values 10 times
+// that; also where all other formats are quantized.
+TEST(TrialsTest, FindTheCostOfEverySingleKvHead) {
+  constexpr int kHeads = 3;
+  const FormatChoices formats = Formats({2, 4, 16}, 4);
+  const auto cost_of = [](const CachePlan& plan) {
+    double sum = 0;
+    for (int i = 0; i < plan.layer_size(); ++i) {
+      for (int head = 0; head < kHeads; ++head) {
+        const int key = FormatOfHead(plan.layer(i), Side::kKey, head).bits();
+        const int value =
+            FormatOfHead(plan.layer(i), Side::kValue, head).bits();
+        if (key != 16) sum += (i + 1.0) * (head + 1) / key;
+        if (value != 16) sum += 10 * (i + 1.0) * (head + 1) / value;
+      }
+    }
+    return sum;
+  };
+  LeaveOneOutOptions spared;
+  spared.set_others(LeaveOneOutOptions::QUANTIZED);
+  for (const bool quantized : {false, true}) {
+    const auto estimator = Make("leave_one_out", quantized ? &spared : nullptr);
+    ASSERT_OK(estimator->Start({.num_layers = 2,
+                                .head_dim = 4,
+                                .formats = &formats,
+                                .granularity = CachePlan::HEAD,
+                                .num_kv_heads = kHeads}));
+    const std::vector<CachePlan> plans = estimator->TrialPlans();
+    // Four sides, each as a whole and by its heads, in two formats; all
+    // quantized, one at 4 or 16 bits, and all at 2.
+    EXPECT_EQ(plans.size(), 4 * 4 * 2 + quantized);
+    for (int p = 0; p < static_cast<int>(plans.size()); ++p) {
+      ASSERT_OK(estimator->ObserveTrial(
+          {.plan = p, .num_tokens = 7, .loss_difference = cost_of(plans[p])}));
+    }
+    ASSERT_OK_AND_ASSIGN(const ImportanceProfile profile, estimator->Finish());
+    for (int i = 0; i < 2; ++i) {
+      const LayerImportance& layer = profile.layer(i);
+      EXPECT_NEAR(layer.key_loss(0), 6 * (i + 1) / 2.0, 1e-12);
+      for (int head = 0; head < kHeads; ++head) {
+        const double unit = (i + 1.0) * (head + 1);
+        EXPECT_NEAR(layer.key_head(head), unit / 2, 1e-12);
+        EXPECT_NEAR(layer.key_head_loss(3 * head), unit / 2, 1e-12);
+        EXPECT_NEAR(layer.key_head_loss(3 * head + 1), unit / 4, 1e-12);
+        EXPECT_NEAR(layer.key_head_loss(3 * head + 2), 0, 1e-12);
+        EXPECT_NEAR(layer.value_head_loss(3 * head + 1), 10 * unit / 4, 1e-12);
+      }
     }
   }
 }

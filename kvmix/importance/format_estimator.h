@@ -37,10 +37,13 @@ class FormatEstimator : public ImportanceEstimator {
                           const std::vector<float>& error) const = 0;
 
  private:
+  void AddSide(const LayerTrace& trace, Side side, LayerScores& scores) const;
+
   const std::string name_;
   const ImportanceProfile::Unit unit_;
   std::optional<StateQuantizer> quantizer_;
   FormatChoices formats_;
+  CachePlan::Granularity granularity_ = CachePlan::LAYER;
   ScoreAccumulator scores_;
 };
 

@@ -24,6 +24,9 @@ struct ProfileContext {
   int head_dim = 0;
   // At least one for keys and one for values if NeedsFormats(); otherwise null.
   const FormatChoices* formats = nullptr;
+  // HEAD: one that looks at formats also gives the losses of single KV heads.
+  CachePlan::Granularity granularity = CachePlan::LAYER;
+  int num_kv_heads = 0;
 };
 
 // A prompt under a trial plan, every token quantized as soon as its block is

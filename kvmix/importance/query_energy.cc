@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kvmix/base/status_macros.h"
+#include "kvmix/cache_plan.h"
 #include "quant/quantizer.h"
 
 namespace kvmix {
@@ -43,9 +44,11 @@ absl::Status CalibratePlan(const ImportanceProfile& profile, CachePlan& plan) {
   for (int l = 0; l < plan.layer_size() && l < profile.layer_size(); ++l) {
     if (profile.layer(l).query_energy().empty()) continue;
     LayerPlan& layer = *plan.mutable_layer(l);
-    for (QuantFormat* format : {layer.mutable_key(), layer.mutable_value()}) {
-      KVMIX_RETURN_IF_ERROR(AddContext(Calibrate(profile.layer(l), *format),
-                                       absl::StrCat("layer ", l)));
+    for (const Side side : {Side::kKey, Side::kValue}) {
+      for (QuantFormat* format : MutableFormatsOf(layer, side)) {
+        KVMIX_RETURN_IF_ERROR(AddContext(Calibrate(profile.layer(l), *format),
+                                         absl::StrCat("layer ", l)));
+      }
     }
   }
   return absl::OkStatus();

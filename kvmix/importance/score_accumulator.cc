@@ -9,6 +9,17 @@
 
 namespace kvmix {
 
+const ScoreAccumulator::List ScoreAccumulator::kLists[] = {
+    {"key", &LayerScores::key_heads, &LayerImportance::mutable_key_head},
+    {"value", &LayerScores::value_heads, &LayerImportance::mutable_value_head},
+    {"key", &LayerScores::key_losses, &LayerImportance::mutable_key_loss},
+    {"value", &LayerScores::value_losses, &LayerImportance::mutable_value_loss},
+    {"key", &LayerScores::key_head_losses,
+     &LayerImportance::mutable_key_head_loss},
+    {"value", &LayerScores::value_head_losses,
+     &LayerImportance::mutable_value_head_loss},
+};
+
 void ScoreAccumulator::Moments::Add(double x, int64_t count) {
   const double step = x - mean;
   mean += step / static_cast<double>(count);
@@ -56,14 +67,12 @@ absl::Status ScoreAccumulator::Add(int prompt, int layer_index,
   layer.value_by_prompt.push_back(scores.value);
   layer.key.Add(scores.key, count);
   layer.value.Add(scores.value, count);
-  KVMIX_RETURN_IF_ERROR(AddAll(prompt, layer_index, "key", scores.key_heads,
-                               count, layer.key_heads));
-  KVMIX_RETURN_IF_ERROR(AddAll(prompt, layer_index, "value", scores.value_heads,
-                               count, layer.value_heads));
-  KVMIX_RETURN_IF_ERROR(AddAll(prompt, layer_index, "key", scores.key_losses,
-                               count, layer.key_losses));
-  return AddAll(prompt, layer_index, "value", scores.value_losses, count,
-                layer.value_losses);
+  for (int i = 0; i < kNumLists; ++i) {
+    KVMIX_RETURN_IF_ERROR(AddAll(prompt, layer_index, kLists[i].side,
+                                 scores.*kLists[i].scores, count,
+                                 layer.lists[i]));
+  }
+  return absl::OkStatus();
 }
 
 double ScoreAccumulator::Mean(const Moments& moments) const {
@@ -100,12 +109,10 @@ absl::StatusOr<ImportanceProfile> ScoreAccumulator::Profile(
                                                 layer.key_by_prompt.end());
     importance->mutable_value_by_prompt()->Assign(layer.value_by_prompt.begin(),
                                                   layer.value_by_prompt.end());
-    for (const Moments& m : layer.key_heads) importance->add_key_head(Mean(m));
-    for (const Moments& m : layer.value_heads)
-      importance->add_value_head(Mean(m));
-    for (const Moments& m : layer.key_losses) importance->add_key_loss(Mean(m));
-    for (const Moments& m : layer.value_losses)
-      importance->add_value_loss(Mean(m));
+    for (int l = 0; l < kNumLists; ++l) {
+      for (const Moments& m : layer.lists[l])
+        (importance->*kLists[l].field)()->Add(Mean(m));
+    }
   }
   if (formats != nullptr) *profile.mutable_formats() = *formats;
   return profile;

@@ -16,13 +16,15 @@
 
 namespace kvmix {
 
-// Of one layer on one prompt, keys and values apart. Heads and losses may be
-// left empty, but are as many on every prompt.
+// Of one layer on one prompt, keys and values apart. Lists may be left empty,
+// but are as long on every prompt.
 struct LayerScores {
   double key = 0;
   double value = 0;
   std::vector<double> key_heads = {}, value_heads = {};    // [G]
   std::vector<double> key_losses = {}, value_losses = {};  // [formats]
+  // [G, formats], head by head
+  std::vector<double> key_head_losses = {}, value_head_losses = {};
 };
 
 class ScoreAccumulator {
@@ -58,13 +60,21 @@ class ScoreAccumulator {
     void Add(double x, int64_t count);
     double StandardError(int64_t count) const;
   };
+  // The lists of LayerScores, and where a profile has them.
+  static constexpr int kNumLists = 6;
+  struct List {
+    const char* side;
+    std::vector<double> LayerScores::*scores;
+    google::protobuf::RepeatedField<double>* (LayerImportance::*field)();
+  };
+  static const List kLists[kNumLists];
   struct Layer {
     int64_t num_prompts = 0;
     int64_t num_tokens = 0;
     Moments key;
     Moments value;
     std::vector<double> key_by_prompt, value_by_prompt;
-    std::vector<Moments> key_heads, value_heads, key_losses, value_losses;
+    std::vector<Moments> lists[kNumLists];
   };
   absl::Status Validate(int prompt, int layer, const char* side,
                         double score) const;

@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kvmix/base/status_macros.h"
+#include "kvmix/cache_plan.h"
 
 namespace kvmix {
 namespace {
@@ -12,13 +13,6 @@ QuantFormat FullPrecision() {
   return format;
 }
 
-bool IsFullPrecision(const CachePlan& plan) {
-  for (const LayerPlan& layer : plan.layer()) {
-    if (layer.key().bits() != 16 || layer.value().bits() != 16) return false;
-  }
-  return true;
-}
-
 const google::protobuf::RepeatedPtrField<QuantFormat>& FormatsOf(
     const FormatChoices& formats, Side side) {
   return side == Side::kKey ? formats.key() : formats.value();
@@ -26,32 +20,44 @@ const google::protobuf::RepeatedPtrField<QuantFormat>& FormatsOf(
 
 }  // namespace
 
-SingleChangeTrials::SingleChangeTrials(int num_layers,
-                                       const FormatChoices& formats, Base base,
+SingleChangeTrials::SingleChangeTrials(const ProfileContext& context, Base base,
                                        Cost cost)
-    : formats_(formats), cost_(cost) {
-  for (int i = 0; i < num_layers; ++i) {
+    : formats_(*context.formats),
+      heads_apart_(context.granularity == CachePlan::HEAD ? context.num_kv_heads
+                                                          : 0),
+      cost_(cost) {
+  for (int i = 0; i < context.num_layers; ++i) {
     LayerPlan* layer = base_.add_layer();
     const bool full = base == Base::kFullPrecision;
-    *layer->mutable_key() = full ? FullPrecision() : formats.key(0);
-    *layer->mutable_value() = full ? FullPrecision() : formats.value(0);
+    *layer->mutable_key() = full ? FullPrecision() : formats_.key(0);
+    *layer->mutable_value() = full ? FullPrecision() : formats_.value(0);
   }
-  for (int i = 0; i < num_layers; ++i) {
+  for (int i = 0; i < context.num_layers; ++i) {
     for (const Side side : {Side::kKey, Side::kValue}) {
-      Change& change = changes_[{i, side}];
-      change.reference = AddPlan(Changed(i, side, FullPrecision()));
-      for (const QuantFormat& format : FormatsOf(formats_, side))
-        change.formats.push_back(AddPlan(Changed(i, side, format)));
+      for (int head = kAllHeads; head < heads_apart_; ++head)
+        AddChange(i, side, head);
     }
   }
 }
 
-CachePlan SingleChangeTrials::Changed(int layer, Side side,
+void SingleChangeTrials::AddChange(int layer, Side side, int head) {
+  Change& change = changes_[{layer, side, head}];
+  change.reference = AddPlan(Changed(layer, side, head, FullPrecision()));
+  for (const QuantFormat& format : FormatsOf(formats_, side))
+    change.formats.push_back(AddPlan(Changed(layer, side, head, format)));
+}
+
+CachePlan SingleChangeTrials::Changed(int layer, Side side, int head,
                                       const QuantFormat& format) const {
   CachePlan plan = base_;
-  LayerPlan* changed = plan.mutable_layer(layer);
-  *(side == Side::kKey ? changed->mutable_key() : changed->mutable_value()) =
-      format;
+  LayerPlan& changed = *plan.mutable_layer(layer);
+  if (head == kAllHeads) {
+    SetFormats({format}, side, changed);
+    return plan;
+  }
+  std::vector<QuantFormat> heads(heads_apart_, FormatOfHead(changed, side, 0));
+  heads[head] = format;
+  SetFormats(heads, side, changed);
   return plan;
 }
 
@@ -71,12 +77,22 @@ absl::Status SingleChangeTrials::Observe(const TrialResult& result) {
   return absl::OkStatus();
 }
 
-std::vector<double> SingleChangeTrials::CostsOf(int layer, Side side,
+std::vector<double> SingleChangeTrials::CostsOf(int layer, Side side, int head,
                                                 const Prompt& prompt) const {
-  const Change& change = changes_.at({layer, side});
+  const Change& change = changes_.at({layer, side, head});
   std::vector<double> costs;
   for (int plan : change.formats) {
     costs.push_back(prompt.costs.at(plan) - prompt.costs.at(change.reference));
+  }
+  return costs;
+}
+
+std::vector<double> SingleChangeTrials::HeadCostsOf(
+    int layer, Side side, const Prompt& prompt) const {
+  std::vector<double> costs;
+  for (int head = 0; head < heads_apart_; ++head) {
+    for (double cost : CostsOf(layer, side, head, prompt))
+      costs.push_back(cost);
   }
   return costs;
 }
@@ -92,10 +108,18 @@ absl::StatusOr<ImportanceProfile> SingleChangeTrials::Profile(
     }
     for (int i = 0; i < base_.layer_size(); ++i) {
       LayerScores layer;
-      layer.key_losses = CostsOf(i, Side::kKey, prompt);
-      layer.value_losses = CostsOf(i, Side::kValue, prompt);
+      layer.key_losses = CostsOf(i, Side::kKey, kAllHeads, prompt);
+      layer.value_losses = CostsOf(i, Side::kValue, kAllHeads, prompt);
+      layer.key_head_losses = HeadCostsOf(i, Side::kKey, prompt);
+      layer.value_head_losses = HeadCostsOf(i, Side::kValue, prompt);
       layer.key = layer.key_losses[0];
       layer.value = layer.value_losses[0];
+      for (int head = 0; head < heads_apart_; ++head) {
+        layer.key_heads.push_back(
+            layer.key_head_losses[head * formats_.key_size()]);
+        layer.value_heads.push_back(
+            layer.value_head_losses[head * formats_.value_size()]);
+      }
       KVMIX_RETURN_IF_ERROR(scores.Add(index, i, prompt.num_tokens, layer));
     }
   }

@@ -1,13 +1,14 @@
 // SingleChangeTrials: trial plans that differ from a common base in the keys or
-// the values of one layer, and what each change costs.
+// the values of one layer, and at head granularity also of one KV head, and
+// what each change costs.
 //
-// For every layer, side and format f: the cost of the base with f there, minus
+// For every place, side and format f: the cost of the base with f there, minus
 // that of the base with full precision there.
 #pragma once
 
 #include <map>
 #include <string>
-#include <utility>
+#include <tuple>
 #include <vector>
 
 #include "kvmix/importance/importance_estimator.h"
@@ -19,15 +20,15 @@ namespace kvmix {
 class SingleChangeTrials {
  public:
   enum class Base {
-    kFullPrecision,  // one layer's keys or values are quantized
+    kFullPrecision,  // one place's keys or values are quantized
     kFirstFormats,   // all are, to the first of the formats offered
   };
   // What of a result counts as cost.
   using Cost = double TrialResult::*;
 
   SingleChangeTrials() = default;
-  SingleChangeTrials(int num_layers, const FormatChoices& formats, Base base,
-                     Cost cost);
+  // Precondition: context.formats.
+  SingleChangeTrials(const ProfileContext& context, Base base, Cost cost);
 
   // Each plan once; none for full precision itself, which costs nothing.
   const std::vector<CachePlan>& plans() const { return plans_; }
@@ -42,11 +43,20 @@ class SingleChangeTrials {
   };
   static constexpr int kFullPrecisionPlan = -1;
 
+  static constexpr int kAllHeads = -1;
+
   int AddPlan(const CachePlan& plan);
-  CachePlan Changed(int layer, Side side, const QuantFormat& format) const;
-  std::vector<double> CostsOf(int layer, Side side, const Prompt& prompt) const;
+  void AddChange(int layer, Side side, int head);
+  CachePlan Changed(int layer, Side side, int head,
+                    const QuantFormat& format) const;
+  std::vector<double> CostsOf(int layer, Side side, int head,
+                              const Prompt& prompt) const;
+  // Head by head; none at layer granularity.
+  std::vector<double> HeadCostsOf(int layer, Side side,
+                                  const Prompt& prompt) const;
 
   FormatChoices formats_;
+  int heads_apart_ = 0;  // KV heads, at head granularity
   Cost cost_ = nullptr;
   CachePlan base_;
   std::vector<CachePlan> plans_;
@@ -55,7 +65,7 @@ class SingleChangeTrials {
     int reference = 0;         // plan with full precision there
     std::vector<int> formats;  // plan with each format there
   };
-  std::map<std::pair<int, Side>, Change> changes_;
+  std::map<std::tuple<int, Side, int>, Change> changes_;  // layer, side, head
   std::map<int, Prompt> prompts_;
 };
 

@@ -1,6 +1,6 @@
 // TrialEstimator: the frame of estimators that run the model with the keys or
-// the values of one layer changed (single_change_trials.h). What differs is
-// what the other layers hold, and what counts as cost.
+// the values of one layer, or of one KV head, changed (single_change_trials.h).
+// What differs is what the other layers hold, and what counts as cost.
 #pragma once
 
 #include <string>
@@ -22,8 +22,7 @@ class TrialEstimator final : public ImportanceEstimator {
   bool NeedsFormats() const override { return true; }
   bool NeedsTrials() const override { return true; }
   absl::Status Start(const ProfileContext& context) override {
-    trials_ =
-        SingleChangeTrials(context.num_layers, *context.formats, base_, cost_);
+    trials_ = SingleChangeTrials(context, base_, cost_);
     return absl::OkStatus();
   }
   absl::Status Observe(const LayerTrace&) override { return absl::OkStatus(); }

@@ -306,18 +306,20 @@ absl::StatusOr<std::vector<WindowRecord>> Evaluate(
   ThreadPool threads(model.transformer->threads().num_threads());
   std::vector<WindowRecord> records(request.windows.size());
   for (size_t i = 0; i < request.windows.size(); ++i) {
-    if (!ReadWindow(request, i, records[i])) {
-      absl::StatusOr<WindowRecord> record =
-          RunWindow(model, request, request.windows[i], threads);
-      if (!record.ok()) {
-        return AddContext(record.status(),
-                          absl::StrCat("dataset ", request.name, " window ", i,
-                                       " of ", request.windows.size()));
-      }
-      records[i] = *std::move(record);
-      KVMIX_RETURN_IF_ERROR(KeepWindow(request, i, records[i]));
-      ++*evaluated;
+    if (ReadWindow(request, i, records[i])) {
+      bar.AdvanceFinished();
+      continue;
     }
+    absl::StatusOr<WindowRecord> record =
+        RunWindow(model, request, request.windows[i], threads);
+    if (!record.ok()) {
+      return AddContext(record.status(),
+                        absl::StrCat("dataset ", request.name, " window ", i,
+                                     " of ", request.windows.size()));
+    }
+    records[i] = *std::move(record);
+    KVMIX_RETURN_IF_ERROR(KeepWindow(request, i, records[i]));
+    ++*evaluated;
     bar.Advance();
   }
   return records;

@@ -99,8 +99,8 @@ class CellRunner {
     KVMIX_RETURN_IF_ERROR(Sort());
     ProgressBar bar(absl::StrCat("sweep ", folder_.manifest().name()),
                     folder_.manifest().cell_size(), "cells");
-    bar.Advance(folder_.manifest().cell_size() -
-                static_cast<int64_t>(open_.size()));
+    bar.AdvanceFinished(folder_.manifest().cell_size() -
+                        static_cast<int64_t>(open_.size()));
     while (!open_.empty() || !running_.empty()) {
       if (stop) return Cancel();
       while (!open_.empty() &&

@@ -35,6 +35,11 @@ void ProgressBar::Advance(int64_t units) {
   Draw(/*force=*/false);
 }
 
+void ProgressBar::AdvanceFinished(int64_t units) {
+  finished_before_ += std::min(units, total_ - done_);
+  Advance(units);
+}
+
 std::string ProgressBar::FormatDuration(absl::Duration duration) {
   if (duration < absl::ZeroDuration() || duration == absl::InfiniteDuration())
     return "?";
@@ -50,13 +55,14 @@ std::string ProgressBar::Line() const {
   constexpr int kWidth = 24;
   const int filled = static_cast<int>(done_ * kWidth / total_);
   const absl::Duration elapsed = options_.now() - start_;
+  const int64_t timed = done_ - finished_before_;
   const std::string time =
       done_ == total_
           ? "took " + FormatDuration(elapsed)
           : "eta " + FormatDuration(
-                         done_ > 0
+                         timed > 0
                              ? elapsed *
-                                   (static_cast<double>(total_ - done_) / done_)
+                                   (static_cast<double>(total_ - done_) / timed)
                              : absl::InfiniteDuration());
   return absl::StrFormat("%s  [%s%s]  %d %%  %d/%d %s  %s", title_,
                          std::string(filled, '='),

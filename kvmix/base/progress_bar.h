@@ -34,6 +34,9 @@ class ProgressBar {
   ~ProgressBar();  // ends the line
 
   void Advance(int64_t units = 1);
+  // Units that an earlier run had done: they say nothing of the time that the
+  // others take.
+  void AdvanceFinished(int64_t units = 1);
   // "1m12s", "3h05m", "8s"; "?" if negative or infinite.
   static std::string FormatDuration(absl::Duration duration);
 
@@ -48,6 +51,7 @@ class ProgressBar {
   const absl::Time start_;
   absl::Time last_drawn_ = absl::InfinitePast();
   int64_t done_ = 0;
+  int64_t finished_before_ = 0;  // of done_
   int64_t last_tenth_ = 0;
 };
 

@@ -41,6 +41,16 @@ TEST_F(ProgressBarTest, ShowsShareCountAndRemainingTime) {
             "eta 1m10s");
 }
 
+TEST_F(ProgressBarTest, WhatWasFinishedBeforeSaysNothingOfTheTime) {
+  ProgressBar bar("a", 30, "windows", Options(/*terminal=*/true));
+  now_ += absl::Milliseconds(200);
+  bar.AdvanceFinished(20);
+  EXPECT_THAT(Written(), HasSubstr("20/30 windows  eta ?"));
+  now_ += absl::Milliseconds(9800);
+  bar.Advance(5);
+  EXPECT_THAT(Written(), HasSubstr("25/30 windows  eta 10s"));
+}
+
 TEST_F(ProgressBarTest, ATerminalIsRedrawnAtMostTenTimesASecond) {
   ProgressBar bar("a", 1000, "steps", Options(/*terminal=*/true));
   Written();

@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -109,6 +110,16 @@ absl::Status ReplaceMessage(absl::string_view value, Message& target) {
   return ParseTextProto(inner, "value", target);
 }
 
+// "[a, b]": all elements of a repeated field.
+absl::Status ReplaceElements(absl::string_view value,
+                             const FieldDescriptor& field, Message& message) {
+  const std::unique_ptr<Message> holder(message.New());
+  KVMIX_RETURN_IF_ERROR(ParseTextProto(absl::StrCat(field.name(), ": ", value),
+                                       "value", *holder));
+  message.GetReflection()->SwapFields(&message, holder.get(), {&field});
+  return absl::OkStatus();
+}
+
 absl::Status SetScalar(absl::string_view value, const FieldDescriptor& field,
                        int index, Message& message) {
   const auto* reflection = message.GetReflection();
@@ -155,6 +166,10 @@ absl::Status SetBelow(const std::vector<Segment>& path, size_t depth,
   const Segment& segment = path[depth];
   KVMIX_ASSIGN_OR_RETURN(const FieldDescriptor* field,
                          FindField(segment.name, message));
+  const bool last = depth + 1 == path.size();
+  if (last && field->is_repeated() && segment.index < 0 &&
+      absl::StartsWith(value, "["))
+    return ReplaceElements(value, *field, message);
   int index = -1;
   if (field->is_repeated()) {
     KVMIX_ASSIGN_OR_RETURN(index, ElementIndex(segment, *field, message));
@@ -162,7 +177,6 @@ absl::Status SetBelow(const std::vector<Segment>& path, size_t depth,
     return absl::InvalidArgumentError(
         absl::StrCat(segment.name, " is not repeated and takes no index"));
   }
-  const bool last = depth + 1 == path.size();
   if (field->cpp_type() != FieldDescriptor::CPPTYPE_MESSAGE) {
     if (last) return SetScalar(value, *field, index, message);
     return absl::InvalidArgumentError(

@@ -4,6 +4,7 @@
 //   method[2].bit_allocator.options.high_fraction=0.3
 //   importance_estimator=random            a component without options
 //   bit_allocator={ name: "uniform" options {...} }
+//   dataset=[{ path: "a.txt" }, { path: "b.txt" }]   all elements of a list
 //
 // A path steps through messages, into repeated fields by [index] (an index may
 // be left out where there is one element, and [size] appends one), and through

@@ -98,6 +98,21 @@ TEST(FieldPathTest, IndexAtTheEndAppends) {
               StatusIs(kInvalid, HasSubstr("method[4] does not exist")));
 }
 
+TEST(FieldPathTest, AListReplacesAllElements) {
+  ExperimentConfig config = TwoMethods();
+  EXPECT_OK(ApplyOverride(R"(method=[{ name: "third" }])", config));
+  ASSERT_EQ(config.method_size(), 1);
+  EXPECT_EQ(config.method(0).name(), "third");
+  EXPECT_OK(ApplyOverride(R"(dataset=[{ path: "b" }, { path: "c" }])", config));
+  ASSERT_EQ(config.dataset_size(), 2);
+  EXPECT_EQ(config.dataset(1).path(), "c");
+  EXPECT_OK(ApplyOverride("dataset=[]", config));
+  EXPECT_EQ(config.dataset_size(), 0);
+  EXPECT_THAT(ApplyOverride(R"(method=[{ nome: "x" }])", config),
+              StatusIs(kInvalid, HasSubstr("nome")));
+  EXPECT_EQ(config.method(0).name(), "third");  // as it was
+}
+
 TEST(FieldPathTest, ErrorsNameThePartThatDoesNotFit) {
   ExperimentConfig config = TwoMethods();
   EXPECT_THAT(ApplyOverride("seed", config),

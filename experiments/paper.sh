@@ -28,8 +28,8 @@ for config in experiments/configs/paper/*.textproto; do
   if [[ -n $model ]]; then
     set+=(--set "model.path=$model")
     if ! grep -q 'task {' "$config"; then
-      # The text in place of the first dataset; profiles are made from behind what is scored.
-      set+=(--set "dataset[0]={ name: \"text\" path: \"$text\" context_length: 1024 max_tokens: $tokens }")
+      # The text in place of all datasets; profiles are made from behind what is scored.
+      set+=(--set "dataset=[{ name: \"text\" path: \"$text\" context_length: 1024 max_tokens: $tokens }]")
       set+=(--set "profile.dataset={ path: \"$text\" context_length: 1024 }")
     fi
   fi

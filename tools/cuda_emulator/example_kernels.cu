@@ -123,11 +123,13 @@ __global__ void Transposed(const __half* x, unsigned* out, unsigned* moved) {
 
 __global__ void AddOne(float* x) { x[threadIdx.x] += 1; }
 
+// One thread of the grid writes, whatever its shape.
 __global__ void Fill(float* x) {
   KVMIX_DYNAMIC_SHARED(float, s);
-  if (threadIdx.x == 0) s[0] = 1;
+  const bool first = threadIdx.x + threadIdx.y + threadIdx.z == 0;
+  if (first) s[0] = 1;
   __syncthreads();
-  if (threadIdx.x == 0) x[0] = s[0];
+  if (first && blockIdx.x == 0) x[0] = s[0];
 }
 
 }  // namespace

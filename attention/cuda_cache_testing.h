@@ -19,6 +19,7 @@
 #include "attention/test_policies.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kvmix/base/cuda_graph.h"
 #include "kvmix/base/device_vector.h"
 #include "kvmix/base/status_matchers.h"
 
@@ -55,6 +56,23 @@ inline std::unique_ptr<CudaKvCache> CudaCache(const Case& c, int sequences,
        .num_heads = c.kv_heads * c.group});
   EXPECT_OK(cache);
   return *std::move(cache);
+}
+
+// Replays a step of the cache, captured first unless the graph has it: whether
+// it was captured.
+template <typename Step>  // step(CudaKvCache&)
+bool CaptureOrReplay(CudaGraph& graph, CudaKvCache& cache, cudaStream_t stream,
+                     const Step& step) {
+  const std::vector<uint64_t> key = {cache.launch_key()};
+  const bool captures = !graph.Serves(key);
+  if (captures) {
+    EXPECT_OK(graph.Capture(key, stream, [&] {
+      step(cache);
+      return absl::OkStatus();
+    }));
+  }
+  EXPECT_OK(graph.Launch(stream));
+  return captures;
 }
 
 // ---- What the CPU's cache stores ----

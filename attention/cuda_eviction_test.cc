@@ -278,8 +278,7 @@ TEST(CudaEvictionGraphTest, ReplaysADecodeStep) {
                             0.125f, stream));
     ASSERT_OK(cache.FinishChunk(0, stream));
   };
-  cudaGraphExec_t graph = nullptr;
-  uint64_t launch_key = 0;
+  CudaGraph graph;
   int captures = 0;
   for (int i = 0; i < 30; ++i) {
     const int64_t n = i == 0 ? 100 : 1;
@@ -301,20 +300,7 @@ TEST(CudaEvictionGraphTest, ReplaysADecodeStep) {
     if (n > 1) {
       step(*replayed);
     } else {
-      if (graph == nullptr || launch_key != replayed->launch_key()) {
-        launch_key = replayed->launch_key();
-        ++captures;
-        cudaGraph_t captured;
-        ASSERT_EQ(
-            cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal),
-            cudaSuccess);
-        step(*replayed);
-        ASSERT_EQ(cudaStreamEndCapture(stream, &captured), cudaSuccess);
-        if (graph != nullptr) cudaGraphExecDestroy(graph);
-        ASSERT_EQ(cudaGraphInstantiate(&graph, captured, 0), cudaSuccess);
-        cudaGraphDestroy(captured);
-      }
-      ASSERT_EQ(cudaGraphLaunch(graph, stream), cudaSuccess);
+      captures += CaptureOrReplay(graph, *replayed, stream, step);
     }
     ASSERT_OK(replayed->EndChunk(stream));
     ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
@@ -327,7 +313,6 @@ TEST(CudaEvictionGraphTest, ReplaysADecodeStep) {
   ASSERT_OK(want);
   EXPECT_TRUE(got->x == want->x);
   EXPECT_LT(got->x.size(), 64u * c.head_dim);
-  cudaGraphExecDestroy(graph);
   cudaStreamDestroy(stream);
 }
 

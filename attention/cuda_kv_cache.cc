@@ -38,19 +38,6 @@ std::string Place(int layer, Side side) {
   return absl::StrCat("layer ", layer, " ", SideName(side));
 }
 
-absl::Status CheckHeadsAreAlike(const CachePlan& plan) {
-  for (int i = 0; i < plan.layer_size(); ++i) {
-    for (Side side : {Side::kKey, Side::kValue}) {
-      if (!HasHeadFormats(plan.layer(i), side)) continue;
-      return absl::UnimplementedError(absl::StrCat(
-          Place(i, side),
-          ": KV heads have formats of their own, which only the CPU's cache "
-          "holds; set model.device: CPU, or the method's granularity: LAYER"));
-    }
-  }
-  return absl::OkStatus();
-}
-
 absl::Status Validate(const CacheShape& shape, const CachePlan& plan,
                       const RecencyPolicy& recency,
                       const CudaCacheOptions& options) {
@@ -74,7 +61,10 @@ absl::Status Validate(const CacheShape& shape, const CachePlan& plan,
     return absl::InvalidArgumentError(
         absl::StrCat("the cache plan has ", plan.layer_size(),
                      " layers but the model has ", shape.num_layers));
-  KVMIX_RETURN_IF_ERROR(CheckHeadsAreAlike(plan));
+  KVMIX_RETURN_IF_ERROR(CheckHeadsAreAlike(
+      plan, absl::StatusCode::kUnimplemented,
+      "which only the CPU's cache holds; set model.device: CPU, or the "
+      "method's granularity: LAYER"));
   KVMIX_RETURN_IF_ERROR(
       ValidateIsPositive(options.num_sequences, "num_sequences"));
   KVMIX_RETURN_IF_ERROR(ValidateIsInRange(options.max_tokens, int64_t{1},

@@ -193,8 +193,7 @@ TEST(CudaGraphTest, ReplaysADecodeStep) {
     AppendCuda(*cache, {{0, 70}}, Normals(70 * row, 1), Normals(70 * row, 2));
     ASSERT_OK(cache->FinishChunk(0, nullptr));
   }
-  cudaGraphExec_t graph = nullptr;
-  uint64_t launch_key = 0;
+  CudaGraph graph;
   for (int i = 0; i < 40; ++i) {
     const auto upload = [&](DeviceVector<float>& to, uint64_t seed) {
       const auto x = Normals(static_cast<int64_t>(to.size()), seed);
@@ -210,23 +209,10 @@ TEST(CudaGraphTest, ReplaysADecodeStep) {
     ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
     const std::vector<float> want = out.ToHost();
     ASSERT_OK(replayed->BeginChunk({{0, 1}}, stream));
-    if (graph == nullptr || launch_key != replayed->launch_key()) {
-      launch_key = replayed->launch_key();
-      cudaGraph_t captured;
-      ASSERT_EQ(
-          cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal),
-          cudaSuccess);
-      step(*replayed);
-      ASSERT_EQ(cudaStreamEndCapture(stream, &captured), cudaSuccess);
-      if (graph != nullptr) cudaGraphExecDestroy(graph);
-      ASSERT_EQ(cudaGraphInstantiate(&graph, captured, 0), cudaSuccess);
-      cudaGraphDestroy(captured);
-    }
-    ASSERT_EQ(cudaGraphLaunch(graph, stream), cudaSuccess);
+    CaptureOrReplay(graph, *replayed, stream, step);
     ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
     ASSERT_EQ(out.ToHost(), want) << "step " << i;
   }
-  cudaGraphExecDestroy(graph);
   cudaStreamDestroy(stream);
 }
 

@@ -106,4 +106,18 @@ absl::Status CheckHeads(const CachePlan& plan, int num_kv_heads) {
   return absl::OkStatus();
 }
 
+absl::Status CheckHeadsAreAlike(const CachePlan& plan, absl::StatusCode code,
+                                absl::string_view why) {
+  for (int i = 0; i < plan.layer_size(); ++i) {
+    for (const Side side : {Side::kKey, Side::kValue}) {
+      if (!HasHeadFormats(plan.layer(i), side)) continue;
+      return absl::Status(code, absl::StrCat("layer ", i, " ", SideName(side),
+                                             ": KV heads have formats of their "
+                                             "own, ",
+                                             why));
+    }
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace kvmix

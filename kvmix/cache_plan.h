@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 #include "kvmix/cache_plan.pb.h"
 #include "quant/quantizer.h"
 
@@ -34,5 +35,10 @@ std::string LayerName(int layer, int head, int num_formats);
 // Errors: formats of single heads that are not one for each KV head, or that
 // stand beside one for all.
 absl::Status CheckHeads(const CachePlan& plan, int num_kv_heads);
+
+// For what has no room for formats of single KV heads: an error, of this code,
+// if the plan has any. `why`: ends its sentence, and says the way out.
+absl::Status CheckHeadsAreAlike(const CachePlan& plan, absl::StatusCode code,
+                                absl::string_view why);
 
 }  // namespace kvmix

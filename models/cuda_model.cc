@@ -14,6 +14,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "attention/cuda_kv_cache.h"
+#include "kvmix/base/cuda_graph.h"
 #include "kvmix/base/device_memory.h"
 #include "kvmix/base/status_macros.h"
 #include "models/cuda_linear.h"
@@ -32,50 +33,6 @@ constexpr int64_t kRowTile = 1024;
 // Logits are made, and copied to the host, in tiles of about 16 MiB; at least
 // one row, and of a decode step all.
 constexpr int64_t kLogitTileFloats = int64_t{4} << 20;
-
-// A captured decode step.
-class Graph {
- public:
-  Graph() = default;
-  Graph(const Graph&) = delete;
-  ~Graph() { Clear(); }
-
-  void Clear() {
-    if (exec_ != nullptr) cudaGraphExecDestroy(exec_);
-    exec_ = nullptr;
-  }
-  bool Serves(const std::vector<uint64_t>& key) const {
-    return exec_ != nullptr && key == key_;
-  }
-  // Captures what `launch` launches on `stream`.
-  template <typename Body>
-  absl::Status Capture(const std::vector<uint64_t>& key, cudaStream_t stream,
-                       const Body& launch) {
-    Clear();
-    key_ = key;
-    KVMIX_RETURN_IF_ERROR(CudaStatus(
-        cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal),
-        "capture of a decode step"));
-    const absl::Status launched = launch();
-    cudaGraph_t graph = nullptr;
-    const cudaError_t ended = cudaStreamEndCapture(stream, &graph);
-    absl::Status status = launched;
-    status.Update(CudaStatus(ended, "capture of a decode step"));
-    if (status.ok()) {
-      status = CudaStatus(cudaGraphInstantiate(&exec_, graph, 0),
-                          "graph of a decode step");
-    }
-    if (graph != nullptr) cudaGraphDestroy(graph);
-    return status;
-  }
-  absl::Status Launch(cudaStream_t stream) {
-    return CudaStatus(cudaGraphLaunch(exec_, stream), "decode step");
-  }
-
- private:
-  cudaGraphExec_t exec_ = nullptr;
-  std::vector<uint64_t> key_;
-};
 
 class CudaSequences final : public DeviceSequences {
  public:
@@ -99,7 +56,7 @@ class CudaSequences final : public DeviceSequences {
   void Reset(int sequence) override { cache->Reset(sequence); }
 
   const std::unique_ptr<CudaKvCache> cache;
-  Graph decode;
+  CudaGraph decode;
 };
 
 class CudaModel final : public DeviceModel {

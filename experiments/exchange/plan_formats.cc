@@ -35,20 +35,13 @@ nlohmann::ordered_json SideJson(const LayerPlan& layer, Side side) {
   return heads;
 }
 
-// An error if the plan tells KV heads apart, which `format` cannot.
-absl::Status CheckHeadsAreAlike(const CachePlan& plan,
-                                absl::string_view format) {
-  for (int i = 0; i < plan.layer_size(); ++i) {
-    for (const Side side : {Side::kKey, Side::kValue}) {
-      if (!HasHeadFormats(plan.layer(i), side)) continue;
-      return absl::InvalidArgumentError(absl::StrCat(
-          "layer ", i, " ", SideName(side),
-          ": KV heads have formats of their own, for which ", format,
-          " has no words; write --to=json, or make a plan with granularity: "
-          "LAYER"));
-    }
-  }
-  return absl::OkStatus();
+// Of a plan that tells KV heads apart.
+absl::Status CheckHasWords(const CachePlan& plan, absl::string_view format) {
+  return CheckHeadsAreAlike(
+      plan, absl::StatusCode::kInvalidArgument,
+      absl::StrCat("for which ", format,
+                   " has no words; write --to=json, or make a plan with "
+                   "granularity: LAYER"));
 }
 
 std::string TypeOf(const QuantFormat& format) {
@@ -96,7 +89,7 @@ absl::Status ReadLine(absl::string_view line, int number, int& layer,
 }  // namespace
 
 absl::StatusOr<std::string> KvTunerYaml(const CachePlan& plan) {
-  KVMIX_RETURN_IF_ERROR(CheckHeadsAreAlike(plan, "KVTuner's YAML"));
+  KVMIX_RETURN_IF_ERROR(CheckHasWords(plan, "KVTuner's YAML"));
   std::string text;
   for (int i = 0; i < plan.layer_size(); ++i) {
     absl::StrAppend(&text, i, ":\n  nbits_key: ", plan.layer(i).key().bits(),
@@ -116,7 +109,7 @@ nlohmann::ordered_json PlanJson(const CachePlan& plan) {
 }
 
 absl::StatusOr<std::string> TypeLists(const CachePlan& plan) {
-  KVMIX_RETURN_IF_ERROR(CheckHeadsAreAlike(plan, "a list of types"));
+  KVMIX_RETURN_IF_ERROR(CheckHasWords(plan, "a list of types"));
   std::string key = "key:", value = "value:";
   for (const LayerPlan& layer : plan.layer()) {
     absl::StrAppend(&key, " ", TypeOf(layer.key()));

@@ -14,6 +14,7 @@
 #include "experiments/text_proto.h"
 #include "kvmix/base/file.h"
 #include "kvmix/base/status_macros.h"
+#include "kvmix/cache_plan.h"
 
 namespace kvmix {
 namespace {
@@ -32,6 +33,9 @@ absl::StatusOr<ReportedRun> ReadRun(const std::string& folder) {
   }
   std::set<std::string> keys;
   for (const MethodRecord& method : run.record.method()) {
+    KVMIX_RETURN_IF_ERROR(AddContext(
+        CheckHeads(method.plan(), run.record.model().num_kv_heads()),
+        absl::StrCat(folder, "/record.textproto: method ", method.name())));
     if (method.profile().empty() || !keys.insert(method.profile()).second)
       continue;
     StoredProfile& profile = run.profiles.emplace_back();

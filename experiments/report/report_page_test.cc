@@ -287,6 +287,19 @@ TEST(FiguresTest, ScoresAreRankedAgainstKl) {
   FAIL() << "no figure of scores";
 }
 
+TEST_F(ReportPageTest, APlanOfOtherKvHeadsThanTheModelsIsAnError) {
+  std::string record = kRecord;
+  const std::string shared = "key { bits: 3 }";
+  record.replace(record.find(shared), shared.size(),
+                 "key_head { bits: 3 } key_head { bits: 2 }");
+  ASSERT_OK(WriteFileAtomically(folder_ + "/run/record.textproto", record));
+  EXPECT_THAT(CollectRecords({folder_}),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       HasSubstr("run/record.textproto: method A & B_1: the "
+                                 "plan's layer[0] key_head has 2 formats but "
+                                 "the model has 1 KV heads")));
+}
+
 TEST_F(ReportPageTest, BatchesThatWereServedWholeAreDrawnByThemselves) {
   ASSERT_OK(WriteFileAtomically(folder_ + "/bench/bench.json", R"({
     "command": "kvmix bench --batch=1,max",

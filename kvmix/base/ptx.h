@@ -5,8 +5,6 @@
 
 namespace kvmix::ptx {
 
-// d = a * b + c for one warp; A is 16x16 fp16 row-major, B 16x8 fp16
-// column-major, C and D 16x8 fp32 (PTX ISA, mma.m16n8k16, fragment figures).
 // A pointer read from memory, which the compiler cannot know to point to global
 // memory.
 template <typename T>
@@ -17,6 +15,8 @@ __device__ __forceinline__ T* Global(T* p) {
   return p;
 }
 
+// d = a * b + c for one warp; A is 16x16 fp16 row-major, B 16x8 fp16
+// column-major, C and D 16x8 fp32 (PTX ISA, mma.m16n8k16, fragment figures).
 __device__ __forceinline__ void MmaM16N8K16(float (&d)[4],
                                             const unsigned (&a)[4],
                                             const unsigned (&b)[2],

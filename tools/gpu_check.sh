@@ -127,7 +127,7 @@ sanitizer_section() {
   echo "| test | tool | result | summary |"
   echo "|---|---|---|---|"
   local name tool
-  for name in example_kernels_test_gpu cuda_ops_test_gpu cuda_kv_cache_test_gpu; do
+  for name in example_kernels_test_gpu cuda_ops_test_gpu cuda_kv_cache_test_gpu cuda_eviction_test_gpu; do
     [ -x "$here/bin/$name" ] || continue
     for tool in memcheck racecheck synccheck initcheck; do run_sanitizer "$name" "$tool"; done
   done

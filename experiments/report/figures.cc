@@ -47,13 +47,14 @@ struct Row {
   const ReportedRun* run;
   const MethodRecord* method;
   std::string name;
+  int style;  // of the group, in every plot
 };
 
 std::vector<Row> RowsOf(const RunGroup& group) {
   std::vector<Row> rows;
   for (RunGroup::Row& row : group.Rows()) {
-    rows.push_back(
-        {row.run, &row.run->record.method(row.method), std::move(row.name)});
+    rows.push_back({row.run, &row.run->record.method(row.method),
+                    std::move(row.name), static_cast<int>(rows.size())});
   }
   return rows;
 }
@@ -118,10 +119,12 @@ void AddPareto(const RunGroup& group, std::vector<Figure>& figures) {
         if (std::isnan(value)) continue;
         const double bits = WholeBits(own.memory());
         plot.series.push_back(
-            {row.name,
-             {{bits, value, error,
-               absl::StrFormat("%s: %.2f bits, %s %s ± %s", row.name, bits,
-                               y.label, Short(value), Short(error))}}});
+            {.name = row.name,
+             .points = {{bits, value, error,
+                         absl::StrFormat("%s: %.2f bits, %s %s ± %s", row.name,
+                                         bits, y.label, Short(value),
+                                         Short(error))}},
+             .style = row.style});
         data.rows.push_back(
             {row.name, Exact(bits), Exact(value), Exact(error)});
       }
@@ -175,11 +178,13 @@ void AddScoreAgainstKl(const RunGroup& group, std::vector<Figure>& figures) {
     const Measured score = MeanScore(*row.method);
     scores.push_back(score.value);
     divergences.push_back(kl);
-    plot.series.push_back({row.name,
-                           {{score.value, kl, 0,
-                             absl::StrFormat("%s: score %s ± %s, KL %s",
-                                             row.name, Short(score.value),
-                                             Short(score.error), Short(kl))}}});
+    plot.series.push_back(
+        {.name = row.name,
+         .points = {{score.value, kl, 0,
+                     absl::StrFormat("%s: score %s ± %s, KL %s", row.name,
+                                     Short(score.value), Short(score.error),
+                                     Short(kl))}},
+         .style = row.style});
     data.rows.push_back(
         {row.name, Exact(score.value), Exact(score.error), Exact(kl)});
   }
@@ -525,7 +530,7 @@ void AddPositions(const RunGroup& group, std::vector<Figure>& figures) {
     const std::string dataset = rows[0].method->dataset(d).name();
     for (const Row& row : rows) {
       if (IsFullPrecision(row) || d >= row.method->dataset_size()) continue;
-      plot::Series line = {.name = row.name, .points = {}, .line = true};
+      plot::Series line = {.name = row.name, .line = true, .style = row.style};
       for (const PositionRecord& at : row.method->dataset(d).position()) {
         const double middle = (at.begin() + at.end()) / 2.0;
         line.points.push_back(
@@ -625,7 +630,7 @@ void AddGroups(const RunGroup& group, std::vector<Figure>& figures) {
     for (const Row& row : rows) {
       if (IsFullPrecision(row)) continue;
       const DatasetRecord& own = row.method->dataset(d);
-      plot::BarPlot::Bars bars = {.name = row.name};
+      plot::BarPlot::Bars bars = {.name = row.name, .style = row.style};
       const auto add = [&](const std::string& name, const Measured& loss) {
         bars.values.push_back(loss.value);
         bars.errors.push_back(loss.error);

@@ -71,15 +71,64 @@ std::string Shortened(const std::string& name) {
   return name.substr(0, kMostLegendCharacters - 3) + "...";
 }
 
-std::string LegendRow(int row, const std::string& name, const char* color) {
-  const double y = kFrame.top + 6 + 18 * row;
+// Colours, and then the same ones with another shape. All colours but the
+// first, a dark grey that a dark page swallows.
+struct Style {
+  enum Shape { kCircle, kSquare, kDiamond, kTriangle, kShapes };
+  static Style Of(int asked, size_t place) {
+    constexpr int kColors = 13;
+    const int index = asked >= 0 ? asked : static_cast<int>(place);
+    return {.color = svg::Color(index % kColors + 1),
+            .shape = static_cast<Shape>(index / kColors % kShapes)};
+  }
+  const char* color;
+  Shape shape;
+};
+
+// Marks of equal area, r being a circle's radius.
+std::string Mark(const Style& style, double x, double y, double r,
+                 absl::string_view title) {
+  const std::string rest =
+      absl::StrFormat(" class=\"dot\" fill=\"%s\"><title>%s</title></",
+                      style.color, svg::Escaped(title));
+  if (style.shape == Style::kCircle) {
+    return absl::StrFormat(
+        "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"%.1f\"%scircle>\n", x, y, r, rest);
+  }
+  const double s = 0.89 * r, d = 1.25 * r, t = 1.35 * r;
+  const std::string path =
+      style.shape == Style::kSquare
+          ? absl::StrFormat("M%.1f %.1fh%.1fv%.1fh%.1fz", x - s, y - s, 2 * s,
+                            2 * s, -2 * s)
+      : style.shape == Style::kDiamond
+          ? absl::StrFormat("M%.1f %.1fL%.1f %.1fL%.1f %.1fL%.1f %.1fz", x,
+                            y - d, x + d, y, x, y + d, x - d, y)
+          : absl::StrFormat("M%.1f %.1fL%.1f %.1fL%.1f %.1fz", x, y - t,
+                            x + 1.15 * t, y + 0.67 * t, x - 1.15 * t,
+                            y + 0.67 * t);
+  return absl::StrCat("<path d=\"", path, "\"", rest, "path>\n");
+}
+
+double LegendTop(size_t row) {
+  return kFrame.top + 6 + 18 * static_cast<double>(row);
+}
+
+std::string LegendRow(size_t row, const std::string& name, const Style& style) {
+  const double y = LegendTop(row);
+  return Mark(style, kLegend + 5.5, y + 5.5, 5.5, name) +
+         Label(kLegend + 17, y + 10, Shortened(name));
+}
+
+std::string BarLegendRow(size_t row, const std::string& name,
+                         const char* color) {
+  const double y = LegendTop(row);
   return Rectangle(kLegend, y, 11, 11, absl::StrCat("fill=\"", color, "\""),
                    name) +
          Label(kLegend + 17, y + 10, Shortened(name));
 }
 
-std::string GuideLegendRow(int row, const std::string& name) {
-  const double y = kFrame.top + 6 + 18 * row;
+std::string GuideLegendRow(size_t row, const std::string& name) {
+  const double y = LegendTop(row);
   return GridLine(kLegend, y + 6, kLegend + 11, y + 6, "a") +
          Label(kLegend + 17, y + 10, Shortened(name));
 }
@@ -144,7 +193,8 @@ std::string DrawGuide(const Series& series, const Axis& x, const Axis& y) {
 }
 
 std::string DrawSeries(const Series& series, const Axis& x, const Axis& y,
-                       const char* color) {
+                       const Style& style) {
+  const char* const color = style.color;
   const std::vector<Point> points = Sorted(series.points);
   std::string svg;
   for (size_t i = 1; series.line && i < points.size(); ++i) {
@@ -154,12 +204,8 @@ std::string DrawSeries(const Series& series, const Axis& x, const Axis& y,
   }
   for (const Point& point : points) svg += ErrorBar(point, x, y, color);
   for (const Point& point : points) {
-    absl::StrAppendFormat(
-        &svg,
-        "<circle class=\"dot\" cx=\"%.1f\" cy=\"%.1f\" r=\"%.1f\" "
-        "fill=\"%s\"><title>%s</title></circle>\n",
-        x.Position(point.x), y.Position(point.y), series.line ? 3.5 : 5.0,
-        color, svg::Escaped(point.title));
+    svg += Mark(style, x.Position(point.x), y.Position(point.y),
+                series.line ? 3.5 : 5.0, point.title);
   }
   return svg;
 }
@@ -181,12 +227,6 @@ std::string BarLabel(double x, bool upright, const std::string& label) {
   const double y = kFrame.bottom + (upright ? 8 : 15);
   if (!upright) return Label(x, y, label, Anchor::kMiddle);
   return Label(x + 4, y, Shortened(label), Anchor::kEnd, /*vertical=*/true);
-}
-
-// All but the first, a dark grey that a dark page swallows.
-const char* ColorOf(size_t index) {
-  constexpr size_t kColors = 13;
-  return svg::Color(static_cast<int>(index % kColors) + 1);
 }
 
 std::string Figure(double value) { return absl::StrFormat("%.4g", value); }
@@ -213,12 +253,12 @@ std::string Draw(const XyPlot& plot) {
     if (series.guide) body += DrawGuide(series, x, y);
   for (size_t i = 0; i < plot.series.size(); ++i) {
     if (plot.series[i].guide) {
-      body += GuideLegendRow(static_cast<int>(i), plot.series[i].name);
+      body += GuideLegendRow(i, plot.series[i].name);
       continue;
     }
-    const char* color = ColorOf(i);
-    body += DrawSeries(plot.series[i], x, y, color);
-    body += LegendRow(static_cast<int>(i), plot.series[i].name, color);
+    const Style style = Style::Of(plot.series[i].style, i);
+    body += DrawSeries(plot.series[i], x, y, style);
+    body += LegendRow(i, plot.series[i].name, style);
   }
   return Picture(HeightFor(plot.series.size()), body);
 }
@@ -272,10 +312,11 @@ std::string Draw(const BarPlot& plot) {
           plot.stacked ? left : left + width * static_cast<double>(s);
       const double y1 = std::min(y.Position(top), bar_bottom);
       const double y2 = std::max(y.Position(top), bar_bottom);
-      body += Rectangle(x, y1, width, y2 - y1,
-                        absl::StrCat("fill=\"", ColorOf(s), "\""),
-                        absl::StrCat(plot.labels[i], ", ", bars.name, ": ",
-                                     Figure(bars.values[i])));
+      body += Rectangle(
+          x, y1, width, y2 - y1,
+          absl::StrCat("fill=\"", Style::Of(bars.style, s).color, "\""),
+          absl::StrCat(plot.labels[i], ", ", bars.name, ": ",
+                       Figure(bars.values[i])));
       if (!bars.errors.empty() && bars.errors[i] > 0) {
         const double middle = x + width / 2;
         body += GridLine(middle, y.Position(top - bars.errors[i]), middle,
@@ -286,7 +327,8 @@ std::string Draw(const BarPlot& plot) {
     body += BarLabel(left + 0.4 * room, upright, plot.labels[i]);
   }
   for (size_t s = 0; s < plot.series.size(); ++s) {
-    body += LegendRow(static_cast<int>(s), plot.series[s].name, ColorOf(s));
+    body += BarLegendRow(s, plot.series[s].name,
+                         Style::Of(plot.series[s].style, s).color);
   }
   return Picture(std::max(HeightFor(plot.series.size()),
                           kFrame.bottom + (upright ? longest + 16 : 30)),

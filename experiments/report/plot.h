@@ -1,7 +1,7 @@
 // Plots as inline SVG for a page with a light and a dark theme: texts, grids
 // and areas take the page's colours (classes t, g, a and the variable --heat),
-// data takes colours that stand out on both. A mark's figures appear when the
-// mouse rests on it.
+// data takes colours that stand out on both, and after these other shapes of
+// marks. A mark's figures appear when the mouse rests on it.
 #pragma once
 
 #include <string>
@@ -21,6 +21,9 @@ struct Series {
   std::vector<Point> points = {};
   bool line = false;   // connects the points in the order of x
   bool guide = false;  // a faint line beneath all others, no marks
+  // Equal in all plots that show the same thing: colour and shape of the marks.
+  // Below 0: the place in the plot.
+  int style = -1;
 };
 
 struct XyPlot {
@@ -41,6 +44,7 @@ struct BarPlot {
     std::string name = {};
     std::vector<double> values = {};  // one for each label
     std::vector<double> errors = {};  // the same, or empty
+    int style = -1;                   // as Series::style
   };
   std::vector<Bars> series = {};
   bool stacked = false;

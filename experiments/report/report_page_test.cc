@@ -1,5 +1,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <set>
+#include <string>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -48,8 +50,26 @@ TEST(PlotTest, TheFrontIsALineBeneathTheMarks) {
   for (size_t at = svg.find("<circle"); at != std::string::npos;
        at = svg.find("<circle", at + 1))
     ++marks;
-  EXPECT_EQ(marks, 2u);
+  EXPECT_EQ(marks, 4u);  // each with its row of the legend
   EXPECT_THAT(svg, HasSubstr("Pareto front"));
+}
+
+TEST(PlotTest, AStyleIsAColourAndAfterAllColoursAShape) {
+  const auto mark_of = [](const plot::Series& series) {
+    const std::string svg = plot::Draw(plot::XyPlot{.series = {series}});
+    const size_t end = svg.find("</title>");
+    const size_t begin = svg.rfind("\n<", end) + 1;
+    return svg.substr(begin, svg.find("><title>", begin) - begin);
+  };
+  const auto of_style = [&](int style) {
+    return mark_of({.name = "a", .points = {{.x = 1, .y = 1}}, .style = style});
+  };
+  EXPECT_EQ(of_style(-1), of_style(0));
+  std::set<std::string> marks;
+  for (int style = 0; style < 52; ++style) marks.insert(of_style(style));
+  EXPECT_EQ(marks.size(), 52u);
+  EXPECT_THAT(of_style(3), HasSubstr("<circle"));
+  EXPECT_THAT(of_style(13), HasSubstr("<path"));
 }
 
 TEST(MeasuresTest, HighIsWhatIsAboveTheLowestOfAllPlans) {

@@ -1,20 +1,22 @@
 #!/bin/bash
 # Runs every config of experiments/configs/paper and writes one report of all: bazel run //experiments:paper
 set -euo pipefail
-usage="usage: paper.sh [--output=FOLDER] [--model=PATH --text=FILE [--tokens=N]] [--jobs=N] [--dry_run]
+usage="usage: paper.sh [--output=FOLDER] [--model=PATH --text=FILE [--tokens=N]] [--documents=N] [--jobs=N] [--dry_run]
   output  default out/paper, relative to where the command was typed
   model   instead of the embedded one, as smollm2; it is measured on windows of the text. The configs whose tasks are
           made for the embedded model (table_tasks, needle_map) keep their tasks
   tokens  of the text that every method is measured on, default 8192
+  documents  of each task, default what table_tasks and needle_map say: a larger model takes minutes for each
   jobs    cells of a sweep that run at a time"
 kvmix=experiments/kvmix
-output=out/paper model= text= tokens=8192 jobs=1 dry_run=
+output=out/paper model= text= tokens=8192 documents= jobs=1 dry_run=
 for argument in "$@"; do
   case $argument in
     --output=*) output=${argument#*=} ;;
     --model=*) model=${argument#*=} ;;
     --text=*) text=${argument#*=} ;;
     --tokens=*) tokens=${argument#*=} ;;
+    --documents=*) documents=${argument#*=} ;;
     --jobs=*) jobs=${argument#*=} ;;
     --dry_run) dry_run=--dry_run ;;
     *) echo "$usage" >&2; exit 2 ;;
@@ -32,6 +34,11 @@ for config in experiments/configs/paper/*.textproto; do
       set+=(--set "dataset=[{ name: \"text\" path: \"$text\" context_length: 1024 max_tokens: $tokens }]")
       set+=(--set "profile.dataset={ path: \"$text\" context_length: 1024 }")
     fi
+  fi
+  if [[ -n $documents ]]; then
+    for ((i = 0; i < $(grep -c '^  task {' "$config"); ++i)); do
+      set+=(--set "dataset[$i].task.options.documents=$documents")
+    done
   fi
   echo "=== $name"
   if grep -q '^sweep' "$config"; then

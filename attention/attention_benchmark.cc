@@ -3,12 +3,12 @@
 //   Prefill/<shape>/<format>/<n>/<threads>  512 queries, the last of n tokens
 //   Append/<shape>/<format>/<n>/<threads>   one token more, quantized, after n
 //   Read/<threads>                          how fast memory is read, to compare
-// A format is half, or k<bits>v<bits> in groups of 32 (k3w11: KVmix's words),
-// with int8 at its end if products are computed in integers. Shapes are
-// G<KV heads>x<query heads each>_D<head_dim>.
-// ns_per_token is per cached token and KV head; a decode step cannot be faster
-// than reading bytes_per_token allows. Ratios between formats are best taken
-// with --benchmark_enable_random_interleaving=true --benchmark_repetitions=9.
+// A format is half, bfloat16, float, or k<bits>v<bits> in groups of 32 (k3w11:
+// KVmix's words), with int8 at its end if products are computed in integers.
+// Shapes are G<KV heads>x<query heads each>_D<head_dim>. ns_per_token is per
+// cached token and KV head; a decode step cannot be faster than reading
+// bytes_per_token allows. Ratios between formats are best taken with
+// --benchmark_enable_random_interleaving=true --benchmark_repetitions=9.
 
 #include <cmath>
 #include <functional>
@@ -45,16 +45,20 @@ struct Bits {
   const char *name;
   int key, value;
   bool int8 = false, words_of_eleven = false;
+  CachePlan::FullPrecision full_precision = CachePlan::HALF;
 };
-constexpr Bits kBits[] = {{"half", 16, 16},
-                          {"k8v8", 8, 8},
-                          {"k4v4", 4, 4},
-                          {"k3v3", 3, 3},
-                          {"k2v2", 2, 2},
-                          {"k4v4int8", 4, 4, true},
-                          {"k3v3int8", 3, 3, true},
-                          {"k2v2int8", 2, 2, true},
-                          {"k3w11v4", 3, 4, false, true}};
+constexpr Bits kBits[] = {
+    {"half", 16, 16},
+    {"bfloat16", 16, 16, false, false, CachePlan::BFLOAT16},
+    {"float", 16, 16, false, false, CachePlan::FLOAT},
+    {"k8v8", 8, 8},
+    {"k4v4", 4, 4},
+    {"k3v3", 3, 3},
+    {"k2v2", 2, 2},
+    {"k4v4int8", 4, 4, true},
+    {"k3v3int8", 3, 3, true},
+    {"k2v2int8", 2, 2, true},
+    {"k3w11v4", 3, 4, false, true}};
 
 QuantFormat Format(int bits, QuantFormat::Axis axis, bool words_of_eleven) {
   QuantFormat format;
@@ -78,6 +82,7 @@ struct Sequence {
 Sequence Make(const Shape &shape, const Bits &bits, int64_t n, int64_t T,
               std::pmr::memory_resource *memory = nullptr) {
   CachePlan plan;
+  plan.set_full_precision(bits.full_precision);
   LayerPlan *layer = plan.add_layer();
   *layer->mutable_key() =
       Format(bits.key, QuantFormat::PER_CHANNEL, bits.words_of_eleven);

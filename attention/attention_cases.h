@@ -3,10 +3,12 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "attention/test_policies.h"
 #include "kvmix/base/random.h"
+#include "kvmix/cache_plan.pb.h"
 #include "quant/quant_format.pb.h"
 
 namespace kvmix::testing {
@@ -43,6 +45,7 @@ struct Case {
   QuantFormat key = Unquantized(), value = Unquantized();
   KeepRecentOptions recency = {};
   int64_t sliding_window = 0;
+  CachePlan::FullPrecision full_precision = CachePlan::HALF;
 };
 
 // The one list that tests and benchmarks of attention may draw from.
@@ -185,6 +188,42 @@ inline std::vector<Case> Cases() {
        .key = PerChannel(2, 64),
        .value = PerToken(2, 32)},
   };
+}
+
+// The same, of the CPU alone: full precision that is not half.
+inline std::vector<Case> FullPrecisionCases() {
+  std::vector<Case> cases;
+  for (const auto& [name, type] :
+       {std::pair<std::string, CachePlan::FullPrecision>{"bfloat16",
+                                                         CachePlan::BFLOAT16},
+        {"float", CachePlan::FLOAT}}) {
+    for (Case c : std::vector<Case>{
+             {.name = "_decode", .kv_heads = 3, .group = 3, .cached = 1100},
+             {.name = "_decode_of_any_width",
+             .kv_heads = 1,
+             .group = 5,
+             .head_dim = 40,
+             .cached = 77,
+             .chunk = 3},
+             {.name = "_prefill",
+             .kv_heads = 2,
+             .group = 4,
+             .head_dim = 128,
+             .cached = 70,
+             .chunk = 90},
+             {.name = "_around_packed",
+             .kv_heads = 2,
+             .group = 2,
+             .cached = 300,
+             .key = PerChannel(2, 32),
+             .value = PerToken(3, 32),
+             .recency = {.keep = 45, .sinks = 37}}}) {
+      c.name = name + c.name;
+      c.full_precision = type;
+      cases.push_back(c);
+    }
+  }
+  return cases;
 }
 
 inline std::vector<float> Normals(int64_t n, uint64_t stream) {

@@ -68,6 +68,7 @@ Sequence MakeSequence(const Case& c, uint64_t stream = 0,
   CachePlan plan;
   *plan.add_layer()->mutable_key() = c.key;
   *plan.mutable_layer(0)->mutable_value() = c.value;
+  plan.set_full_precision(c.full_precision);
   Sequence s;
   auto cache =
       KvCache::Create(shape, plan, std::make_shared<KeepRecent>(c.recency),
@@ -181,6 +182,9 @@ TEST_P(AttentionTest, DoesNotDependOnTheRestOfTheBatch) {
 }
 
 INSTANTIATE_TEST_SUITE_P(AllCases, AttentionTest, ::testing::ValuesIn(Cases()),
+                         [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(FullPrecision, AttentionTest,
+                         ::testing::ValuesIn(testing::FullPrecisionCases()),
                          [](const auto& info) { return info.param.name; });
 
 // What a format makes of the first tokens of a head's states [N, D], those that

@@ -57,6 +57,11 @@ absl::Status Validate(const CacheShape& shape, const CachePlan& plan,
       ValidateIsNonNegative(recency.sink_tokens(), "sink_tokens"));
   if (options.eviction != nullptr)
     KVMIX_RETURN_IF_ERROR(CheckEvictsOnDevice(*options.eviction));
+  if (plan.full_precision() != CachePlan::HALF)
+    return absl::UnimplementedError(
+        absl::StrCat("full_precision is ",
+                     CachePlan::FullPrecision_Name(plan.full_precision()),
+                     " but a cache on CUDA stores HALF; use device: CPU"));
   if (plan.layer_size() != shape.num_layers)
     return absl::InvalidArgumentError(
         absl::StrCat("the cache plan has ", plan.layer_size(),

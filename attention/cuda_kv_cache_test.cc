@@ -357,6 +357,15 @@ TEST(CudaErrorTest, CreateSaysWhatIsWrong) {
                ::testing::HasSubstr(
                    "layer 0 keys: quantizer \"symmetric\" has no kernels")));
   CachePlan heads = PlanOf(PerChannel(2, 32), PerToken(2, 32));
+  heads.set_full_precision(CachePlan::BFLOAT16);
+  EXPECT_THAT(
+      CudaKvCache::Create(
+          shape, heads,
+          std::make_shared<KeepRecent>(testing::KeepRecentOptions()), options)
+          .status(),
+      StatusIs(absl::StatusCode::kUnimplemented,
+               ::testing::HasSubstr("full_precision is BFLOAT16")));
+  heads.clear_full_precision();
   LayerPlan& layer = *heads.mutable_layer(0);
   *layer.add_key_head() = layer.key();
   *layer.add_key_head() = PerChannel(4, 32);

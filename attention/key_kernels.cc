@@ -369,20 +369,22 @@ void ScoreElevensOf(const ElevenBlock& format, const BlockRun& blocks,
   }
 }
 
-template <int kRows>
-void ScoreHalf(const Half* page, int head_dim, int64_t ahead,
-               const float* queries, float* scores, int64_t stride) {
+template <int kRows, class T>
+void ScoreNumbers(const T* page, int head_dim, int64_t ahead,
+                  const float* queries, float* scores, int64_t stride) {
   const Floats d;
   for (int v0 = 0; v0 < kSliceVecs; v0 += kSpan) {
     FloatV sum[Chains(kRows)][kSpan][kRows];
     Clear<FloatV, kRows>(sum);
-    const Half* channel = page + v0 * kLanes;
+    const T* channel = page + v0 * kLanes;
     for (int c = 0; c < head_dim; c += Chains(kRows)) {
       for (int chain = 0; chain < Chains(kRows); ++chain) {
         if (v0 == 0 && ahead != 0)
-          PrefetchLine(reinterpret_cast<const char*>(channel) + ahead);
+          PrefetchLines(reinterpret_cast<const char*>(channel) + ahead,
+                        kSliceTokens * sizeof(T));
         FloatV key[kSpan];
-        for (int v = 0; v < kSpan; ++v) key[v] = LoadHalf(channel + v * kLanes);
+        for (int v = 0; v < kSpan; ++v)
+          key[v] = LoadNumbers(d, channel + v * kLanes);
         for (int r = 0; r < kRows; ++r) {
           const FloatV q = hn::Set(d, queries[r * head_dim + c + chain]);
           for (int v = 0; v < kSpan; ++v)
@@ -430,12 +432,15 @@ void ScoreElevensImpl(const ElevenBlock& format, const BlockRun& blocks,
                       scores + r * stride, stride);
 }
 
-void ScoreHalfPageImpl(const Half* page, int head_dim, int64_t ahead,
-                       const float* queries, int rows, float* scores,
-                       int64_t stride) {
-  ForRows(rows, [&](auto k, int first) HWY_ATTR {
-    ScoreHalf<k>(page, head_dim, first == 0 ? ahead : 0,
-                 queries + first * head_dim, scores + first * stride, stride);
+void ScorePageImpl(NumberType type, const void* page, int head_dim,
+                   int64_t ahead, const float* queries, int rows, float* scores,
+                   int64_t stride) {
+  VisitNumbers(type, page, [&](const auto* keys) HWY_ATTR {
+    ForRows(rows, [&](auto k, int first) HWY_ATTR {
+      ScoreNumbers<k>(keys, head_dim, first == 0 ? ahead : 0,
+                      queries + first * head_dim, scores + first * stride,
+                      stride);
+    });
   });
 }
 
@@ -449,7 +454,7 @@ namespace kvmix {
 
 HWY_EXPORT(ScoreBlocksImpl);
 HWY_EXPORT(ScoreElevensImpl);
-HWY_EXPORT(ScoreHalfPageImpl);
+HWY_EXPORT(ScorePageImpl);
 
 void ScoreBlocks(const LaneBlock& format, AttentionArithmetic arithmetic,
                  const BlockRun& run, const float* queries, int rows,
@@ -465,11 +470,10 @@ void ScoreElevens(const ElevenBlock& format, const BlockRun& blocks,
   (format, blocks, num_blocks, queries, rows, scores, stride);
 }
 
-void ScoreHalfPage(const Half* page, int head_dim, int64_t ahead,
-                   const float* queries, int rows, float* scores,
-                   int64_t stride) {
-  HWY_DYNAMIC_DISPATCH(ScoreHalfPageImpl)
-  (page, head_dim, ahead, queries, rows, scores, stride);
+void ScorePage(NumberType type, const void* page, int head_dim, int64_t ahead,
+               const float* queries, int rows, float* scores, int64_t stride) {
+  HWY_DYNAMIC_DISPATCH(ScorePageImpl)
+  (type, page, head_dim, ahead, queries, rows, scores, stride);
 }
 
 bool HasBlockKernel(const LaneBlock& format) {

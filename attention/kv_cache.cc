@@ -1,6 +1,7 @@
 #include "attention/kv_cache.h"
 
 #include <cmath>
+#include <limits>
 #include <map>
 #include <new>
 #include <numeric>
@@ -21,8 +22,18 @@
 namespace kvmix {
 namespace {
 
-// Numbers from here on round to infinity in half.
-constexpr float kHalfOverflow = 65520.0f;
+// Numbers from here on round to infinity.
+float OverflowOf(NumberType type) {
+  switch (type) {
+    case NumberType::kHalf:
+      return 65520.0f;
+    case NumberType::kBFloat16:
+      return 0x1.ffp127f;
+    case NumberType::kFloat:
+      break;
+  }
+  return std::numeric_limits<float>::infinity();
+}
 
 std::string Place(int layer, Side side) {
   return absl::StrCat("layer ", layer, " ", SideName(side));
@@ -42,19 +53,47 @@ absl::Status ValidateShape(const CacheShape& shape) {
   return absl::OkStatus();
 }
 
+// What numbers of a layer's keys (or values) must fit. Scales and zero points
+// are halves.
+NumberType RangeOf(const std::pmr::vector<KvStream>& streams) {
+  for (const KvStream& stream : streams)
+    if (stream.packs()) return NumberType::kHalf;
+  return streams.front().full_precision();
+}
+
 // x: [T, G, D]
-absl::Status ValidateFitsHalf(const CacheShape& shape, int64_t num_tokens,
-                              const float* x) {
+absl::Status ValidateFits(NumberType type, const CacheShape& shape,
+                          int64_t num_tokens, const float* x) {
+  const float overflow = OverflowOf(type);
   const int64_t size = num_tokens * shape.num_kv_heads * shape.head_dim;
   for (int64_t i = 0; i < size; ++i) {
-    if (std::fabs(x[i]) < kHalfOverflow) continue;  // NaN is not
+    if (std::fabs(x[i]) < overflow) continue;  // NaN is not
     const int64_t row = i / shape.head_dim;
     return absl::DataLossError(absl::StrCat(
         "token ", row / shape.num_kv_heads, " of the chunk, KV head ",
         row % shape.num_kv_heads, ", channel ", i % shape.head_dim, " is ",
-        x[i], " but must be finite and in the range of half, +-65504"));
+        x[i], " but must be finite and in the range of ", NameOf(type),
+        type == NumberType::kHalf
+            ? ", +-65504; tokens that are not packed can have a larger one, by "
+              "full_precision: BFLOAT16"
+            : ""));
   }
   return absl::OkStatus();
+}
+
+absl::StatusOr<NumberType> NumberTypeOf(const CachePlan& plan) {
+  switch (plan.full_precision()) {
+    case CachePlan::HALF:
+      return NumberType::kHalf;
+    case CachePlan::BFLOAT16:
+      return NumberType::kBFloat16;
+    case CachePlan::FLOAT:
+      return NumberType::kFloat;
+    default:
+      return absl::InvalidArgumentError(
+          absl::StrCat("full_precision is ", plan.full_precision(),
+                       " but must be HALF, BFLOAT16 or FLOAT"));
+  }
 }
 
 // What `memory` throws becomes a status.
@@ -71,10 +110,12 @@ absl::Status CatchOutOfMemory(const std::string& place, const Body& body) {
 }  // namespace
 
 struct KvCache::State {
-  State(const CacheShape& shape, std::shared_ptr<const RecencyPolicy> recency,
+  State(const CacheShape& shape, NumberType full_precision,
+        std::shared_ptr<const RecencyPolicy> recency,
         std::shared_ptr<const EvictionPolicy> eviction,
         std::pmr::memory_resource* memory)
       : shape(shape),
+        full_precision(full_precision),
         recency(std::move(recency)),
         eviction(std::move(eviction)),
         layers(memory != nullptr ? memory : &own_memory) {}
@@ -110,6 +151,7 @@ struct KvCache::State {
   }
 
   const CacheShape shape;
+  const NumberType full_precision;
   const std::shared_ptr<const RecencyPolicy> recency;
   const std::shared_ptr<const EvictionPolicy> eviction;
   std::map<std::pair<Side, std::string>, std::unique_ptr<BlockCodec>> codecs;
@@ -195,7 +237,7 @@ absl::Status KvCache::State::AddStreams(Side side, const LayerPlan& plan,
                  : formats.status();
     }
     streams.emplace_back(side, *formats, shape.head_dim, recency->sink_tokens(),
-                         layers.get_allocator().resource());
+                         layers.get_allocator().resource(), full_precision);
   }
   return absl::OkStatus();
 }
@@ -280,8 +322,9 @@ absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(
         absl::StrCat("the cache plan has ", plan.layer_size(),
                      " layers but the model has ", shape.num_layers));
   KVMIX_RETURN_IF_ERROR(CheckHeads(plan, shape.num_kv_heads));
-  auto state = std::make_unique<State>(shape, std::move(recency),
-                                       std::move(eviction), memory);
+  KVMIX_ASSIGN_OR_RETURN(const NumberType full_precision, NumberTypeOf(plan));
+  auto state = std::make_unique<State>(
+      shape, full_precision, std::move(recency), std::move(eviction), memory);
   KVMIX_RETURN_IF_ERROR(CatchOutOfMemory("new cache", [&] {
     state->layers.reserve(shape.num_layers);
     absl::Status status = state->ReadPolicies();
@@ -316,10 +359,12 @@ absl::Status KvCache::Append(int index, int64_t num_tokens, const float* keys,
         absl::StrCat("layer ", index,
                      ": the last chunk is not finished; after a failed "
                      "pass a sequence needs a new cache"));
-  KVMIX_RETURN_IF_ERROR(AddContext(ValidateFitsHalf(shape, num_tokens, keys),
-                                   Place(index, Side::kKey)));
-  KVMIX_RETURN_IF_ERROR(AddContext(ValidateFitsHalf(shape, num_tokens, values),
-                                   Place(index, Side::kValue)));
+  KVMIX_RETURN_IF_ERROR(
+      AddContext(ValidateFits(RangeOf(layer.keys), shape, num_tokens, keys),
+                 Place(index, Side::kKey)));
+  KVMIX_RETURN_IF_ERROR(
+      AddContext(ValidateFits(RangeOf(layer.values), shape, num_tokens, values),
+                 Place(index, Side::kValue)));
   layer.open_chunk = num_tokens;
   return CatchOutOfMemory(absl::StrCat("layer ", index), [&] {
     state_->AppendTokens(layer, num_tokens, keys, values);

@@ -1,7 +1,8 @@
 // KvCache: the keys and values of one sequence, really packed.
 //
 // For every layer, KV head, and for K and V each:
-//   [ sink tokens, half | packed blocks, oldest first | window, half ]
+//   [ sink tokens | packed blocks, oldest first | window ]
+// sinks and window in full precision, as CachePlan::full_precision says.
 // Shapes: L = layers, G = KV heads, D = head_dim, T = tokens of a chunk.
 #pragma once
 
@@ -46,9 +47,10 @@ class KvCache {
 
   // One chunk passes a layer in three calls: Append, attention over the layer
   // (attention.h), FinishChunk. keys, values: [T, G, D] float, keys after RoPE.
-  // They enter the window rounded to half. A chunk of one token is a decode
-  // step: with FlushOrder::kBeforeAttention, Append also quantizes. FinishChunk
-  // does what Append did not, and before that asks the eviction policy.
+  // They enter the window rounded to full precision. A chunk of one token is a
+  // decode step: with FlushOrder::kBeforeAttention, Append also quantizes.
+  // FinishChunk does what Append did not, and before that asks the eviction
+  // policy.
   absl::Status Append(int layer, int64_t num_tokens, const float* keys,
                       const float* values);
   absl::Status FinishChunk(int layer);

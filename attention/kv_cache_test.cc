@@ -316,7 +316,7 @@ TEST(KvCacheTest, EveryTokenIsStoredInOrderAndNearItsValue) {
     for (int64_t t = 0; t < 300; ++t)
       for (int d = 0; d < kHeadDim; ++d)
         ASSERT_NEAR(rows[t * kHeadDim + d], tokens.key(t)[head * kHeadDim + d],
-                    keys.PieceAt(t).half ? 2e-3 : 2e-2);
+                    keys.PieceAt(t).numbers ? 2e-3 : 2e-2);
   }
 }
 
@@ -329,13 +329,94 @@ TEST(KvCacheTest, SinkTokensAreNeverQuantized) {
     const KvStream& keys = cache->layer(0).keys[head];
     for (int64_t t = 0; t < kSinks; ++t) {
       const KvStream::Piece piece = keys.PieceAt(t);
-      ASSERT_NE(piece.half, nullptr);
+      ASSERT_NE(piece.numbers, nullptr);
+      const auto* halves = reinterpret_cast<const Half*>(piece.numbers);
       for (int d = 0; d < kHeadDim; ++d)
-        EXPECT_EQ(piece.half[d * piece.stride].bits,
+        EXPECT_EQ(halves[d * piece.stride].bits,
                   ToHalf(tokens.key(t)[head * kHeadDim + d]).bits);
     }
-    EXPECT_EQ(keys.PieceAt(kSinks).half, nullptr);
+    EXPECT_EQ(keys.PieceAt(kSinks).numbers, nullptr);
   }
+}
+
+// Sinks and window hold what the plan says, to the bit and to the byte; codes
+// are those of the numbers rounded so.
+TEST(KvCacheTest, FullPrecisionIsWhatThePlanSays) {
+  const Tokens tokens(300);
+  constexpr int64_t kSinks = 37;
+  const auto rounded = [](CachePlan::FullPrecision type, float x) {
+    return type == CachePlan::HALF       ? ToFloat(ToHalf(x))
+           : type == CachePlan::BFLOAT16 ? ToFloat(ToBFloat16(x))
+                                         : x;
+  };
+  for (const CachePlan::FullPrecision type :
+       {CachePlan::HALF, CachePlan::BFLOAT16, CachePlan::FLOAT}) {
+    SCOPED_TRACE(CachePlan::FullPrecision_Name(type));
+    CachePlan plan = Plan({{Keys(2), Values(2)}, {Keys(16), Values(16)}});
+    plan.set_full_precision(type);
+    CountingResource memory;
+    const auto cache = Make(plan, {.keep = 40, .sinks = kSinks}, &memory);
+    Tokens before = tokens;  // rounded before they enter, to half or more
+    for (auto* x : {&before.keys, &before.values})
+      for (float& v : *x) v = rounded(type, v);
+    CachePlan exact = plan;
+    exact.set_full_precision(CachePlan::FLOAT);
+    const auto same = Make(exact, {.keep = 40, .sinks = kSinks});
+    for (int64_t n : {1, 130, 1, 1, 167}) {
+      AppendChunk(*cache, tokens, n);
+      AppendChunk(*same, before, n);
+    }
+    for (int layer : {0, 1}) {
+      for (int head = 0; head < kHeads; ++head) {
+        EXPECT_EQ(RowsOf(cache->layer(layer).keys[head], 0, 300),
+                  RowsOf(same->layer(layer).keys[head], 0, 300));
+        EXPECT_EQ(RowsOf(cache->layer(layer).values[head], 0, 300),
+                  RowsOf(same->layer(layer).values[head], 0, 300));
+      }
+    }
+    const KvStream& keys = cache->layer(1).keys[1];
+    const std::vector<float> rows = RowsOf(keys, 0, 300);
+    for (int64_t t = 0; t < 300; ++t)
+      for (int d = 0; d < kHeadDim; ++d)
+        ASSERT_EQ(rows[t * kHeadDim + d],
+                  rounded(type, tokens.key(t)[kHeadDim + d]));
+    const MemoryLedger ledger = cache->ledger();
+    EXPECT_EQ(ledger.total(), memory.allocated);
+    EXPECT_EQ(ledger.key.sinks, 2 * kHeads * kSinks * kHeadDim *
+                                    (type == CachePlan::FLOAT ? 4 : 2));
+  }
+}
+
+TEST(KvCacheTest, BFloat16AndFloatHoldNumbersThatHalfCannot) {
+  Tokens tokens(1);
+  const auto append = [&](CachePlan::FullPrecision type, int bits, float x) {
+    CachePlan plan = Plan({{Keys(bits), Values(16)}});
+    plan.set_full_precision(type);
+    tokens.keys[0] = x;
+    return Make(plan)->Append(0, 1, tokens.key(0), tokens.value(0));
+  };
+  EXPECT_OK(append(CachePlan::BFLOAT16, 16, 1e30f));
+  EXPECT_OK(append(CachePlan::FLOAT, 16, 3.4e38f));
+  EXPECT_THAT(append(CachePlan::BFLOAT16, 16, 3.4e38f),
+              StatusIs(absl::StatusCode::kDataLoss,
+                       HasSubstr("in the range of bfloat16")));
+  EXPECT_THAT(append(CachePlan::HALF, 16, 1e5f),
+              StatusIs(absl::StatusCode::kDataLoss,
+                       HasSubstr("full_precision: BFLOAT16")));
+  // Scales and zero points are halves.
+  EXPECT_THAT(
+      append(CachePlan::FLOAT, 2, 1e5f),
+      StatusIs(absl::StatusCode::kDataLoss, HasSubstr("in the range of half")));
+}
+
+TEST(KvCacheTest, RefusesFullPrecisionThatIsNone) {
+  CachePlan plan = Plan({{Keys(2), Values(2)}});
+  plan.set_full_precision(static_cast<CachePlan::FullPrecision>(7));
+  EXPECT_THAT(KvCache::Create(Shape(plan), plan,
+                              std::make_shared<KeepRecent>(KeepRecentOptions{}),
+                              std::make_shared<KeepAll>()),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       HasSubstr("full_precision is 7")));
 }
 
 TEST(KvCacheTest, KeysAndValuesHaveBoundariesOfTheirOwn) {

@@ -5,7 +5,7 @@
 #include <numeric>
 
 #include "attention/cache_memory.h"
-#include "attention/half_rows.h"
+#include "attention/full_precision.h"
 #include "kvmix/base/check.h"
 
 namespace kvmix {
@@ -48,8 +48,10 @@ void FreePages(std::pmr::vector<T*>& pages, size_t first, size_t last,
 }  // namespace
 
 KvStream::KvStream(Side side, const Formats& formats, int head_dim,
-                   int64_t sink_tokens, std::pmr::memory_resource* memory)
+                   int64_t sink_tokens, std::pmr::memory_resource* memory,
+                   NumberType full_precision)
     : side_(side),
+      full_precision_(full_precision),
       has_demoted_(formats.demoted != nullptr),
       head_dim_(head_dim),
       max_sinks_(sink_tokens),
@@ -65,7 +67,7 @@ KvStream::KvStream(Side side, const Formats& formats, int head_dim,
 KvStream::~KvStream() {
   for (size_t i = 0; i < sink_pages_.size(); ++i)
     memory()->deallocate(sink_pages_[i], SinkPageBytes(i), kAlignment);
-  for (Half* page : window_pages_)
+  for (uint8_t* page : window_pages_)
     memory()->deallocate(page, WindowPageBytes(), kAlignment);
   for (Run& run : runs_)
     for (uint8_t* page : run.pages)
@@ -89,31 +91,29 @@ int64_t KvStream::SinkPageTokens(int64_t page) const {
 }
 
 int64_t KvStream::SinkPageBytes(int64_t page) const {
-  return SinkPageTokens(page) * head_dim_ * static_cast<int64_t>(sizeof(Half));
+  return SinkPageTokens(page) * TokenBytes();
 }
 
 int64_t KvStream::WindowPageBytes() const {
-  return int64_t{kPageTokens} * head_dim_ * static_cast<int64_t>(sizeof(Half));
+  return int64_t{kPageTokens} * TokenBytes();
 }
 
 KvStream::Piece KvStream::WindowPiece(int64_t position, int64_t end) const {
   const int64_t page = position / kPageTokens;
   const int64_t index = page - window_begin_ / kPageTokens;
   const int64_t in_page = position % kPageTokens;
-  const bool keys = side_ == Side::kKey;
   return {.num_tokens = std::min((page + 1) * kPageTokens, end) - position,
-          .half = window_pages_[index] + (keys ? in_page : in_page * head_dim_),
-          .stride = keys ? kPageTokens : head_dim_,
+          .numbers = window_pages_[index] + OffsetInPage(in_page),
+          .stride = side_ == Side::kKey ? kPageTokens : head_dim_,
           .first = static_cast<int>(in_page),
           .ahead = Ahead(window_pages_, index)};
 }
 
 KvStream::Piece KvStream::SinkPiece(int64_t token, int64_t end) const {
   const int64_t page = token / kPageTokens, in_page = token % kPageTokens;
-  const bool keys = side_ == Side::kKey;
   return {.num_tokens = std::min((page + 1) * kPageTokens, end) - token,
-          .half = sink_pages_[page] + (keys ? in_page : in_page * head_dim_),
-          .stride = keys ? SinkPageTokens(page) : head_dim_,
+          .numbers = sink_pages_[page] + OffsetInPage(in_page),
+          .stride = side_ == Side::kKey ? SinkPageTokens(page) : head_dim_,
           .first = static_cast<int>(in_page)};
 }
 
@@ -160,17 +160,20 @@ KvStream::Piece KvStream::NewPlace(int64_t num_tokens) {
 }
 
 void KvStream::Append(const float* x, int64_t stride, int64_t count) {
-  Half row[kMaxHeadDim];
+  alignas(float) uint8_t row[kMaxHeadDim * sizeof(float)];
   while (count > 0) {
     const Piece place = NewPlace(count);
-    Half* to = const_cast<Half*>(place.half);
+    auto* to = const_cast<uint8_t*>(place.numbers);
     for (int64_t t = 0; t < place.num_tokens; ++t, x += stride) {
       if (side_ == Side::kValue) {
-        FloatToHalf(x, head_dim_, to + t * place.stride);
+        FromFloats(full_precision_, x, head_dim_, to + t * TokenBytes());
         continue;
       }
-      FloatToHalf(x, head_dim_, row);
-      for (int d = 0; d < head_dim_; ++d) to[d * place.stride + t] = row[d];
+      FromFloats(full_precision_, x, head_dim_, row);
+      VisitNumbers(full_precision_, row, [&]<class T>(const T* from) {
+        T* column = reinterpret_cast<T*>(to) + t;
+        for (int d = 0; d < head_dim_; ++d) column[d * place.stride] = from[d];
+      });
     }
     count -= place.num_tokens;
   }
@@ -217,8 +220,8 @@ void KvStream::QuantizeOldest(int64_t count) {
          for (int64_t t = 0; t < n;) {
            const int64_t position = old_begin + first + t;
            const Piece piece = WindowPiece(position, position + n - t);
-           ReadHalf(piece, piece.num_tokens,
-                    x + (side_ == Side::kKey ? t : t * stride), stride);
+           ReadNumbers(piece, piece.num_tokens,
+                       x + (side_ == Side::kKey ? t : t * stride), stride);
            t += piece.num_tokens;
          }
        });
@@ -323,12 +326,14 @@ void KvStream::Demote(absl::Span<const int64_t> tokens) {
   PackRows(runs_[0], rows.data(), static_cast<int64_t>(tokens.size()));
 }
 
-void KvStream::ReadHalf(const Piece& piece, int64_t count, float* x,
-                        int64_t stride) const {
+void KvStream::ReadNumbers(const Piece& piece, int64_t count, float* x,
+                           int64_t stride) const {
   const int64_t rows = side_ == Side::kKey ? head_dim_ : count;
   const int64_t columns = side_ == Side::kKey ? count : head_dim_;
   for (int64_t row = 0; row < rows; ++row)
-    HalfToFloat(piece.half + row * piece.stride, columns, x + row * stride);
+    ToFloats(full_precision_,
+             piece.numbers + row * piece.stride * BytesOf(full_precision_),
+             columns, x + row * stride);
 }
 
 // A block that cannot be read in part is read whole, to the side.
@@ -361,8 +366,8 @@ void KvStream::ReadPacked(const Piece& piece, int64_t count, float* x,
 
 void KvStream::ReadPiece(const Piece& piece, int64_t count, float* x,
                          int64_t stride) const {
-  if (piece.half != nullptr) {
-    ReadHalf(piece, count, x, stride);
+  if (piece.numbers != nullptr) {
+    ReadNumbers(piece, count, x, stride);
   } else {
     ReadPacked(piece, count, x, stride);
   }
@@ -404,7 +409,6 @@ void KvStream::ReadTokens(int64_t first, int64_t count, float* rows) const {
 }
 
 int64_t KvStream::AddTo(LedgerSide& ledger) const {
-  const int64_t token_bytes = head_dim_ * static_cast<int64_t>(sizeof(Half));
   LedgerSide own;
   int64_t allocated = 0, pointers = 0;
   for (size_t i = 0; i < sink_pages_.size(); ++i) allocated += SinkPageBytes(i);
@@ -421,8 +425,8 @@ int64_t KvStream::AddTo(LedgerSide& ledger) const {
   }
   pointers +=
       static_cast<int64_t>(sink_pages_.capacity() + window_pages_.capacity());
-  own.sinks = num_sinks_ * token_bytes;
-  own.window = window_tokens() * token_bytes;
+  own.sinks = num_sinks_ * TokenBytes();
+  own.window = window_tokens() * TokenBytes();
   own.slack = allocated - own.bytes();
 
   ledger.codes += own.codes;

@@ -1,17 +1,19 @@
 // KvStream: the keys or the values of one KV head of one layer.
 //
-//   [ sink tokens, half | runs of packed blocks, oldest first | window, half ]
+//   [ sink tokens | runs of packed blocks, oldest first | window ]
 //
-// Tokens enter at the right, rounded to half, and leave the window's left end
-// in order into packed blocks, so block b holds the same tokens however they
-// arrived. A run holds blocks of one format. Most streams have one; a policy
-// that stores older tokens in fewer bits has a run for each format, and one
-// that demotes tokens has a run in front for these. All parts lie in pages:
+// Sinks and window are in full precision (full_precision.h): half, unless the
+// plan says otherwise. Tokens enter at the right, rounded to it, and leave the
+// window's left end in order into packed blocks, so block b holds the same
+// tokens however they arrived. A run holds blocks of one format. Most streams
+// have one; a policy that stores older tokens in fewer bits has a run for each
+// format, and one that demotes tokens has a run in front for these. All parts
+// lie in pages:
 //   sinks, window   kPageTokens tokens a page; a sink page has no more room
 //                   than the sinks need
 //   runs            kBlocksPerPage blocks a page
 // A page is freed as soon as its last token has left. A page of keys is
-// [D, tokens] half, one of values [tokens, D], so that products with queries
+// [D, tokens], one of values [tokens, D], so that products with queries
 // and with attention weights run down registers.
 #pragma once
 
@@ -20,8 +22,8 @@
 #include <vector>
 
 #include "absl/types/span.h"
+#include "attention/full_precision.h"
 #include "attention/memory_ledger.h"
-#include "kvmix/base/half.h"
 #include "quant/quantizer.h"
 
 namespace kvmix {
@@ -39,7 +41,8 @@ class KvStream {
   };
 
   KvStream(Side side, const Formats& formats, int head_dim, int64_t sink_tokens,
-           std::pmr::memory_resource* memory);
+           std::pmr::memory_resource* memory,
+           NumberType full_precision = NumberType::kHalf);
   ~KvStream();
   KvStream(KvStream&&) = default;
   KvStream& operator=(KvStream&&) = delete;
@@ -54,6 +57,7 @@ class KvStream {
   }
   int64_t window_tokens() const { return window_end_ - window_begin_; }
   Side side() const { return side_; }
+  NumberType full_precision() const { return full_precision_; }
   // What tokens of the window are packed by; null: they stay in the window.
   const BlockCodec* codec() const {
     return num_age_runs() > 0 ? runs_.back().codec : nullptr;
@@ -64,15 +68,17 @@ class KvStream {
   }
   const BlockCodec& age_codec(int run) const { return *AgeRun(run).codec; }
   int64_t age_tokens(int run) const { return AgeRun(run).num_tokens(); }
+  // Whether tokens can be packed.
+  bool packs() const { return !runs_.empty(); }
   // Every codec, that of demoted tokens first.
   std::vector<const BlockCodec*> codecs() const;
 
   // Tokens that lie in one page, from an asked one on.
   struct Piece {
     int64_t num_tokens = 0;
-    // Half precision: the token's first number. Keys: channels lie `stride`
-    // halves apart, tokens 1; values: tokens lie `stride` apart, channels 1.
-    const Half* half = nullptr;
+    // Full precision: the token's first number. Keys: channels lie `stride`
+    // numbers apart, tokens 1; values: tokens lie `stride` apart, channels 1.
+    const uint8_t* numbers = nullptr;
     int64_t stride = 0;
     // Or packed: in this block; the next blocks of the page follow every
     // block_stride bytes.
@@ -91,7 +97,7 @@ class KvStream {
   // The same as rows: x [count, D].
   void ReadTokens(int64_t first, int64_t count, float* x) const;
 
-  // x: rows of D floats, `stride` floats apart, that fit half.
+  // x: rows of D floats, `stride` floats apart, that fit full precision.
   void Append(const float* x, int64_t stride, int64_t count);
   // Quantizes the window's `count` oldest tokens, a multiple of the codec's
   // granularity.
@@ -150,13 +156,20 @@ class KvStream {
   int64_t SinkPageTokens(int64_t page) const;
   int64_t SinkPageBytes(int64_t page) const;
   int64_t WindowPageBytes() const;
+  // Of the numbers of a token.
+  int64_t TokenBytes() const { return head_dim_ * BytesOf(full_precision_); }
+  // Where the numbers of a token lie in a page.
+  int64_t OffsetInPage(int64_t token) const {
+    return side_ == Side::kKey ? token * BytesOf(full_precision_)
+                               : token * TokenBytes();
+  }
   // A place for tokens that come next: in a page, `num_tokens` of them.
   Piece NewPlace(int64_t num_tokens);
   Piece WindowPiece(int64_t position, int64_t end) const;
   Piece SinkPiece(int64_t token, int64_t end) const;
   Piece RunPiece(const Run& run, int64_t position) const;
-  void ReadHalf(const Piece& piece, int64_t count, float* x,
-                int64_t stride) const;
+  void ReadNumbers(const Piece& piece, int64_t count, float* x,
+                   int64_t stride) const;
   void ReadPacked(const Piece& piece, int64_t count, float* x,
                   int64_t stride) const;
   void ReadPiece(const Piece& piece, int64_t count, float* x,
@@ -178,6 +191,7 @@ class KvStream {
   }
 
   Side side_;
+  NumberType full_precision_;
   bool has_demoted_;
   int head_dim_;
   int64_t max_sinks_;
@@ -186,8 +200,8 @@ class KvStream {
   // Positions in the window since it began; the first page holds window_begin_.
   int64_t window_begin_ = 0;
   int64_t window_end_ = 0;
-  Table<Half> sink_pages_;
-  Table<Half> window_pages_;
+  Table<uint8_t> sink_pages_;
+  Table<uint8_t> window_pages_;
 };
 
 }  // namespace kvmix

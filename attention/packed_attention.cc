@@ -9,7 +9,7 @@
 namespace kvmix {
 namespace {
 
-enum class Kernel { kHalf, kBlocks, kElevens, kNone };
+enum class Kernel { kNumbers, kBlocks, kElevens, kNone };
 
 Kernel KernelOf(const BlockCodec& codec) {
   if (codec.lane_block() != nullptr && HasBlockKernel(*codec.lane_block()))
@@ -21,11 +21,11 @@ Kernel KernelOf(const BlockCodec& codec) {
 }
 
 Kernel KernelOf(const KvStream& stream, const KvStream::Piece& piece) {
-  if (piece.half == nullptr) return KernelOf(*piece.codec);
+  if (piece.numbers == nullptr) return KernelOf(*piece.codec);
   // A short page of sinks has no slices.
   const bool slices =
       stream.side() == Side::kValue || piece.stride == KvStream::kPageTokens;
-  return slices ? Kernel::kHalf : Kernel::kNone;
+  return slices ? Kernel::kNumbers : Kernel::kNone;
 }
 
 // Tokens that the kernel takes at a time.
@@ -86,12 +86,17 @@ BlockRun RunOf(const KvStream::Piece& piece, int first_unit, int num_units) {
           .ahead = piece.ahead};
 }
 
-void ScoreRun(const KvStream::Piece& piece, Kernel kernel,
+// The page of keys in full precision that a piece lies in.
+const uint8_t* PageOf(const KvStream& keys, const KvStream::Piece& piece) {
+  return piece.numbers - piece.first * BytesOf(keys.full_precision());
+}
+
+void ScoreRun(const KvStream& keys, const KvStream::Piece& piece, Kernel kernel,
               AttentionArithmetic arithmetic, int first_unit, int num_units,
               const Rows& queries, float* scores) {
-  if (kernel == Kernel::kHalf) {
-    ScoreHalfPage(piece.half - piece.first, queries.head_dim, piece.ahead,
-                  queries.data, queries.count, scores, kPackedStride);
+  if (kernel == Kernel::kNumbers) {
+    ScorePage(keys.full_precision(), PageOf(keys, piece), queries.head_dim,
+              piece.ahead, queries.data, queries.count, scores, kPackedStride);
     return;
   }
   BlockRun run = RunOf(piece, first_unit, num_units);
@@ -165,7 +170,8 @@ void ScoreTokens(const KvStream& keys, AttentionArithmetic arithmetic,
     ForRuns(piece.first, n, UnitOf(kernel),
             [&](int unit, int units, int skip, int count) {
               float* out = skip == 0 ? to : ThreadScratch().rows;
-              ScoreRun(piece, kernel, arithmetic, unit, units, queries, out);
+              ScoreRun(keys, piece, kernel, arithmetic, unit, units, queries,
+                       out);
               for (int r = 0; skip != 0 && r < queries.count; ++r)
                 std::copy_n(out + r * kPackedStride + skip, count,
                             to + r * kPackedStride);
@@ -181,9 +187,10 @@ void AccumulateTokens(const KvStream& values, AttentionArithmetic arithmetic,
   ForPieces(values, first, last, [&](const auto& piece, int64_t n, int64_t t) {
     const Kernel kernel = KernelOf(values, piece);
     const float* from = weights + t;
-    if (kernel == Kernel::kHalf) {
-      AccumulateHalf(piece.half, static_cast<int>(n), out.head_dim, piece.ahead,
-                     from, kPackedStride, out.count, out.data);
+    if (kernel == Kernel::kNumbers) {
+      AccumulatePage(values.full_precision(), piece.numbers,
+                     static_cast<int>(n), out.head_dim, piece.ahead, from,
+                     kPackedStride, out.count, out.data);
       return;
     }
     if (kernel != Kernel::kBlocks) {
@@ -219,9 +226,9 @@ void PrefetchTokens(const KvStream& stream, int64_t first, int head_dim) {
     return;
   }
   const bool by_channel = piece.stride == KvStream::kPageTokens;
-  const Half* page = by_channel ? piece.half - piece.first : piece.half;
+  const uint8_t* page = by_channel ? PageOf(stream, piece) : piece.numbers;
   const int64_t tokens = by_channel ? KvStream::kPageTokens : piece.num_tokens;
-  PrefetchLines(page, tokens * head_dim * static_cast<int64_t>(sizeof(Half)));
+  PrefetchLines(page, tokens * head_dim * BytesOf(stream.full_precision()));
 }
 
 std::string PackedKernelName(const BlockCodec& codec,

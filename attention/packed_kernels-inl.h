@@ -11,6 +11,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "attention/full_precision-inl.h"
 #include "attention/packed_kernels.h"
 #include "hwy/highway.h"
 #include "quant/lane_codes-inl.h"

@@ -11,7 +11,7 @@
 #include <cstdint>
 
 #include "attention/attention_arithmetic.h"
-#include "kvmix/base/half.h"
+#include "attention/full_precision.h"
 #include "quant/lane_block.h"
 
 namespace kvmix {
@@ -53,19 +53,19 @@ void ScoreBlocks(const LaneBlock& format, AttentionArithmetic arithmetic,
 void ScoreElevens(const ElevenBlock& format, const BlockRun& blocks,
                   int num_blocks, const float* queries, int rows, float* scores,
                   int64_t stride);
-// Columns [0, 32), of a page of keys [D, 32].
-void ScoreHalfPage(const Half* page, int head_dim, int64_t ahead,
-                   const float* queries, int rows, float* scores,
-                   int64_t stride);
+// Columns [0, 32), of a page of keys [D, 32] in full precision.
+void ScorePage(NumberType type, const void* page, int head_dim, int64_t ahead,
+               const float* queries, int rows, float* scores, int64_t stride);
 
 // out [rows, D] += weights [rows, stride], columns [0, num_slices * 32), *
 // values.
 void AccumulateBlocks(const LaneBlock& format, AttentionArithmetic arithmetic,
                       const BlockRun& run, const float* weights, int64_t stride,
                       int rows, float* out);
-// The same for `tokens` values [tokens, D].
-void AccumulateHalf(const Half* values, int tokens, int head_dim, int64_t ahead,
-                    const float* weights, int64_t stride, int rows, float* out);
+// The same for `tokens` values [tokens, D] in full precision.
+void AccumulatePage(NumberType type, const void* values, int tokens,
+                    int head_dim, int64_t ahead, const float* weights,
+                    int64_t stride, int rows, float* out);
 
 // Whether ScoreBlocks and AccumulateBlocks take the format, and whether they
 // compute in integers if asked to.

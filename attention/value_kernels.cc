@@ -265,23 +265,11 @@ void Accumulate(const LaneBlock& format, AttentionArithmetic arithmetic,
   return AccumulateAxis<kBits, kRows, false>(format, run, weights, stride, out);
 }
 
-template <class D>
-HWY_INLINE hn::Vec<D> LoadHalves(D d, const Half* half) {
-#if HWY_TARGET == HWY_SCALAR
-  return hn::Set(d, ToFloat(*half));
-#else
-  const hn::Rebind<hwy::float16_t, D> dh;
-  return hn::PromoteTo(
-      d, hn::LoadU(dh, reinterpret_cast<const hwy::float16_t*>(half)));
-#endif
-}
-
 // kVecs vectors of channels.
-template <int kRows, int kVecs, class D>
-HWY_INLINE void AccumulateHalfVecs(D d, const Half* values, int tokens,
-                                   int head_dim, int64_t ahead,
-                                   const float* weights, int64_t stride,
-                                   float* out) {
+template <int kRows, int kVecs, class D, class T>
+HWY_INLINE void AccumulateVecs(D d, const T* values, int tokens, int head_dim,
+                               int64_t ahead, const float* weights,
+                               int64_t stride, float* out) {
   constexpr int kN = HWY_MAX(1, static_cast<int>(hn::MaxLanes(D())));
   hn::Vec<D> sum[kVecs][kRows];
   for (int v = 0; v < kVecs; ++v)
@@ -290,9 +278,9 @@ HWY_INLINE void AccumulateHalfVecs(D d, const Half* values, int tokens,
   for (int t = 0; t < tokens; ++t, values += head_dim) {
     if (ahead != 0)
       PrefetchLines(reinterpret_cast<const char*>(values) + ahead,
-                    int64_t{2} * kVecs * kN);
+                    int64_t{sizeof(T)} * kVecs * kN);
     hn::Vec<D> value[kVecs];
-    for (int v = 0; v < kVecs; ++v) value[v] = LoadHalves(d, values + v * kN);
+    for (int v = 0; v < kVecs; ++v) value[v] = LoadNumbers(d, values + v * kN);
     for (int r = 0; r < kRows; ++r) {
       const auto w = hn::Set(d, weights[r * stride + t]);
       for (int v = 0; v < kVecs; ++v)
@@ -304,20 +292,19 @@ HWY_INLINE void AccumulateHalfVecs(D d, const Half* values, int tokens,
       hn::StoreU(sum[v][r], d, out + r * head_dim + v * kN);
 }
 
-template <int kRows>
-void AccumulateHalfRows(const Half* values, int tokens, int head_dim,
-                        int64_t ahead, const float* weights, int64_t stride,
-                        float* out) {
+template <int kRows, class T>
+void AccumulateNumbers(const T* values, int tokens, int head_dim, int64_t ahead,
+                       const float* weights, int64_t stride, float* out) {
   int c = 0;
   for (; c + 4 * kLanes <= head_dim; c += 4 * kLanes)
-    AccumulateHalfVecs<kRows, 4>(Floats(), values + c, tokens, head_dim, ahead,
-                                 weights, stride, out + c);
+    AccumulateVecs<kRows, 4>(Floats(), values + c, tokens, head_dim, ahead,
+                             weights, stride, out + c);
   for (; c + kLanes <= head_dim; c += kLanes)
-    AccumulateHalfVecs<kRows, 1>(Floats(), values + c, tokens, head_dim, ahead,
-                                 weights, stride, out + c);
+    AccumulateVecs<kRows, 1>(Floats(), values + c, tokens, head_dim, ahead,
+                             weights, stride, out + c);
   if (c < head_dim)  // head_dim is a multiple of 8
-    AccumulateHalfVecs<kRows, 1>(hn::CappedTag<float, 8>(), values + c, tokens,
-                                 head_dim, 0, weights, stride, out + c);
+    AccumulateVecs<kRows, 1>(hn::CappedTag<float, 8>(), values + c, tokens,
+                             head_dim, 0, weights, stride, out + c);
 }
 
 void AccumulateBlocksImpl(const LaneBlock& format,
@@ -341,13 +328,15 @@ void AccumulateBlocksImpl(const LaneBlock& format,
   });
 }
 
-void AccumulateHalfImpl(const Half* values, int tokens, int head_dim,
-                        int64_t ahead, const float* weights, int64_t stride,
-                        int rows, float* out) {
-  ForRows(rows, [&](auto k, int first) HWY_ATTR {
-    AccumulateHalfRows<k>(values, tokens, head_dim, first == 0 ? ahead : 0,
-                          weights + first * stride, stride,
-                          out + first * head_dim);
+void AccumulatePageImpl(NumberType type, const void* page, int tokens,
+                        int head_dim, int64_t ahead, const float* weights,
+                        int64_t stride, int rows, float* out) {
+  VisitNumbers(type, page, [&](const auto* values) HWY_ATTR {
+    ForRows(rows, [&](auto k, int first) HWY_ATTR {
+      AccumulateNumbers<k>(values, tokens, head_dim, first == 0 ? ahead : 0,
+                           weights + first * stride, stride,
+                           out + first * head_dim);
+    });
   });
 }
 
@@ -360,7 +349,7 @@ HWY_AFTER_NAMESPACE();
 namespace kvmix {
 
 HWY_EXPORT(AccumulateBlocksImpl);
-HWY_EXPORT(AccumulateHalfImpl);
+HWY_EXPORT(AccumulatePageImpl);
 
 void AccumulateBlocks(const LaneBlock& format, AttentionArithmetic arithmetic,
                       const BlockRun& run, const float* weights, int64_t stride,
@@ -369,11 +358,11 @@ void AccumulateBlocks(const LaneBlock& format, AttentionArithmetic arithmetic,
   (format, arithmetic, run, weights, stride, rows, out);
 }
 
-void AccumulateHalf(const Half* values, int tokens, int head_dim, int64_t ahead,
-                    const float* weights, int64_t stride, int rows,
-                    float* out) {
-  HWY_DYNAMIC_DISPATCH(AccumulateHalfImpl)
-  (values, tokens, head_dim, ahead, weights, stride, rows, out);
+void AccumulatePage(NumberType type, const void* values, int tokens,
+                    int head_dim, int64_t ahead, const float* weights,
+                    int64_t stride, int rows, float* out) {
+  HWY_DYNAMIC_DISPATCH(AccumulatePageImpl)
+  (type, values, tokens, head_dim, ahead, weights, stride, rows, out);
 }
 
 }  // namespace kvmix

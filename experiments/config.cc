@@ -265,6 +265,9 @@ absl::Status ResolveMethod(const ExperimentConfig& config, Method& method) {
   KVMIX_RETURN_IF_ERROR(
       ValidateEnum(CachePlan::Granularity_IsValid(method.granularity()),
                    method.granularity(), "granularity"));
+  KVMIX_RETURN_IF_ERROR(
+      ValidateEnum(CachePlan::FullPrecision_IsValid(method.full_precision()),
+                   method.full_precision(), "full_precision"));
   if (!method.has_quantizer()) *method.mutable_quantizer() = config.quantizer();
   if (!method.has_recency_policy())
     *method.mutable_recency_policy() = config.recency_policy();
@@ -282,11 +285,18 @@ absl::Status ResolveMethod(const ExperimentConfig& config, Method& method) {
           "has a plan, so that its bit_allocator and importance_estimator "
           "would do nothing; remove them");
     }
+    if (method.has_full_precision()) {
+      return absl::InvalidArgumentError(
+          "has a plan, which says itself what full precision is, so that its "
+          "full_precision would do nothing; remove it");
+    }
     if (method.granularity() == CachePlan::LAYER) return absl::OkStatus();
     return absl::InvalidArgumentError(
         "has a plan, which says itself what KV heads get, so that its "
         "granularity would do nothing; remove it");
   }
+  if (!method.has_full_precision() && config.has_full_precision())
+    method.set_full_precision(config.full_precision());
   if (!method.has_bit_allocator())
     *method.mutable_bit_allocator() = config.bit_allocator();
   KVMIX_ASSIGN_OR_RETURN(const std::unique_ptr<BitAllocator> allocator,
@@ -312,6 +322,9 @@ absl::Status ResolveMethods(ExperimentConfig& config) {
     return absl::InvalidArgumentError(
         "method: at least one is needed, the first being full precision");
   }
+  KVMIX_RETURN_IF_ERROR(
+      ValidateEnum(CachePlan::FullPrecision_IsValid(config.full_precision()),
+                   config.full_precision(), "full_precision"));
   std::set<std::string> names;
   for (int i = 0; i < config.method_size(); ++i) {
     const std::string field = absl::StrCat("method[", i, "]");

@@ -195,6 +195,29 @@ TEST(ConfigTest, ErrorsNameTheField) {
               StatusIs(kInvalid, HasSubstr("granularity would do nothing")));
 }
 
+TEST(ConfigTest, FullPrecisionIsTheConfigsUnlessTheMethodOrItsPlanSays) {
+  ASSERT_OK_AND_ASSIGN(
+      const ExperimentConfig config,
+      LoadConfig(WriteConfig(kConfig), {"full_precision=BFLOAT16",
+                                        "method[1].full_precision=FLOAT"}));
+  EXPECT_EQ(config.method(0).full_precision(), CachePlan::BFLOAT16);
+  EXPECT_EQ(config.method(1).full_precision(), CachePlan::FLOAT);
+  ASSERT_OK_AND_ASSIGN(
+      const ExperimentConfig with_plan,
+      LoadConfig(WriteConfig(kConfig),
+                 {"full_precision=FLOAT",
+                  "method[1]={ name: 'x' plan { layer {} } }"}));
+  EXPECT_FALSE(with_plan.method(1).has_full_precision());
+  EXPECT_THAT(LoadWith({"method[1]={ name: 'x' full_precision: FLOAT plan { "
+                        "layer {} } }"}),
+              StatusIs(kInvalid, HasSubstr("full_precision would do nothing")));
+  ExperimentConfig invalid;
+  ASSERT_OK(ParseTextProto(kConfig, "test", invalid));
+  invalid.set_full_precision(static_cast<CachePlan::FullPrecision>(9));
+  EXPECT_THAT(ResolveConfig(invalid),
+              StatusIs(kInvalid, HasSubstr("full_precision is 9")));
+}
+
 TEST(ConfigTest, APresetFillsWhatIsLeftOpen) {
   ASSERT_OK_AND_ASSIGN(
       const ExperimentConfig config,

@@ -117,6 +117,7 @@ LedgerSideRecord SideRecord(const LedgerSide& side, int head_dim) {
   record.set_window(side.window);
   record.set_slack(side.slack);
   record.set_packed_elements(side.packed_tokens * head_dim);
+  record.set_full_precision_elements(side.full_precision_tokens * head_dim);
   return record;
 }
 
@@ -135,7 +136,8 @@ absl::StatusOr<std::optional<FullPrecisionStore::Entry>> OpenStored(
 
 }  // namespace
 
-absl::StatusOr<RunnableMethod> FullPrecision(const CacheShape& shape) {
+absl::StatusOr<RunnableMethod> FullPrecision(const CacheShape& shape,
+                                             CachePlan::FullPrecision type) {
   Component recency, eviction;
   recency.set_name("none");
   eviction.set_name("keep_all");
@@ -145,6 +147,7 @@ absl::StatusOr<RunnableMethod> FullPrecision(const CacheShape& shape) {
                                              recency, "recency_policy"));
   KVMIX_ASSIGN_OR_RETURN(method.eviction, Registry<EvictionPolicy>::Get().Make(
                                               eviction, "eviction_policy"));
+  method.plan.set_full_precision(type);
   for (int i = 0; i < shape.num_layers; ++i) {
     LayerPlan& layer = *method.plan.add_layer();
     layer.mutable_key()->set_bits(16);
@@ -160,7 +163,7 @@ std::string AttentionKernels(const KvCache& cache,
     for (const auto* streams : {&cache.layer(i).keys, &cache.layer(i).values}) {
       for (const KvStream& stream : *streams) {
         const std::vector<const BlockCodec*> codecs = stream.codecs();
-        if (codecs.empty()) names.insert("half");
+        if (codecs.empty()) names.insert(NameOf(stream.full_precision()));
         for (const BlockCodec* codec : codecs)
           names.insert(PackedKernelName(*codec, arithmetic));
       }

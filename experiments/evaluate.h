@@ -24,12 +24,13 @@
 
 namespace kvmix {
 
-// Half precision for every layer: what all else is compared with.
-absl::StatusOr<RunnableMethod> FullPrecision(const CacheShape& shape);
+// Full precision for every layer: what all else is compared with.
+absl::StatusOr<RunnableMethod> FullPrecision(
+    const CacheShape& shape, CachePlan::FullPrecision type = CachePlan::HALF);
 
 // What computes decode attention over this cache, as PackedKernelName says, or
-// "half" for what is not packed; several, if layers or keys and values differ:
-// "float + int8".
+// "half", "bfloat16" or "float" for what is not packed; several, if layers or
+// keys and values differ: "float + int8".
 std::string AttentionKernels(const KvCache& cache,
                              AttentionArithmetic arithmetic);
 

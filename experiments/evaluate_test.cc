@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "experiments/loaded_model.h"
+#include "experiments/metrics.h"
 #include "experiments/observe_prompts.h"
 #include "experiments/offered_formats.h"
 #include "experiments/stages.h"
@@ -102,6 +103,47 @@ TEST_F(EvaluateTest, TheNumberOfThreadsChangesNoBit) {
   source.set_path("embedded");
   ASSERT_OK_AND_ASSIGN(model_, LoadModel(source, 1));
   EXPECT_EQ(Evaluate(Chunked(32), 1).SerializeAsString(), two);
+}
+
+// Half precision is nearer to float than bfloat16 is; the ledger bills what
+// each takes.
+TEST_F(EvaluateTest, FullPrecisionIsWhatAMethodSays) {
+  const CacheShape shape = model_.transformer->cache_shape();
+  methods_.clear();
+  for (const CachePlan::FullPrecision type :
+       {CachePlan::FLOAT, CachePlan::HALF, CachePlan::BFLOAT16}) {
+    Method method;
+    ASSERT_OK(ParseTextProto(
+        R"(name: "16bit" bit_allocator { name: "uniform" options {
+             [type.googleapis.com/kvmix.UniformOptions] {
+               key_bits: 16 value_bits: 16 } } }
+           quantizer { name: "group_affine" }
+           recency_policy { name: "none" }
+           eviction_policy { name: "keep_all" })",
+        "test", method));
+    method.set_full_precision(type);
+    ASSERT_OK_AND_ASSIGN(
+        methods_.emplace_back(),
+        Allocate(method, ImportanceProfile(), shape, Evaluation(), 1));
+  }
+  const WindowRecord record = Evaluate(Chunked(32));
+  const auto kl = [&](int method) {
+    double sum = 0;
+    for (double x : record.method(method).kl()) sum += x;
+    return sum / record.method(method).kl_size();
+  };
+  EXPECT_EQ(kl(0), 0);
+  EXPECT_GT(kl(1), 1e-9);
+  EXPECT_GT(kl(2), 8 * kl(1));  // an error 8 times as large; KL is its square
+  const Ledger& exact = record.method(0).ledger();
+  const Ledger& half = record.method(1).ledger();
+  EXPECT_EQ(exact.key().window(), 2 * half.key().window());
+  const Memory memory = SummarizeMemory({&record, 1}, 0);
+  EXPECT_EQ(memory.key_effective_bits(), 32);
+  EXPECT_LT(memory.compression(), 0.51);
+  ASSERT_OK_AND_ASSIGN(const auto cache,
+                       MakeCache(*model_.transformer, methods_[2]));
+  EXPECT_EQ(AttentionKernels(*cache, AttentionArithmetic::kFloat), "bfloat16");
 }
 
 // With the method's window policy, which keeps much of a short prompt exact.

@@ -126,9 +126,21 @@ int64_t TotalBytes(const LedgerSideRecord& side) {
   return PackedBytes(side) + side.sinks() + side.window() + side.slack();
 }
 
-double EffectiveBits(int64_t packed_bytes, int64_t elements) {
-  return elements == 0 ? 16.0 : 8.0 * packed_bytes / elements;
-}
+// Of one side over windows: of its packed part, or of all if none is packed.
+struct ElementBits {
+  void Add(const LedgerSideRecord& side) {
+    packed_bytes += PackedBytes(side);
+    packed_elements += side.packed_elements();
+    full_bytes += side.sinks() + side.window();
+    full_elements += side.full_precision_elements();
+  }
+  double Effective() const {
+    if (packed_elements > 0) return 8.0 * packed_bytes / packed_elements;
+    return full_elements > 0 ? 8.0 * full_bytes / full_elements : 16;
+  }
+  int64_t packed_bytes = 0, packed_elements = 0;
+  int64_t full_bytes = 0, full_elements = 0;
+};
 
 }  // namespace
 
@@ -249,17 +261,15 @@ Quality SummarizeQuality(absl::Span<const WindowRecord> windows, int method) {
 Memory SummarizeMemory(absl::Span<const WindowRecord> windows, int method) {
   Memory memory;
   int64_t bytes = 0, fp16_bytes = 0;
-  int64_t packed[2] = {0, 0}, elements[2] = {0, 0};
+  ElementBits key, value;
   for (const WindowRecord& window : windows) {
     const Ledger& ledger = window.method(method).ledger();
     const double weight = 1.0 / windows.size();
     bytes += TotalBytes(ledger.key()) + TotalBytes(ledger.value()) +
              ledger.bookkeeping();
     fp16_bytes += ledger.fp16_bytes();
-    packed[0] += PackedBytes(ledger.key());
-    packed[1] += PackedBytes(ledger.value());
-    elements[0] += ledger.key().packed_elements();
-    elements[1] += ledger.value().packed_elements();
+    key.Add(ledger.key());
+    value.Add(ledger.value());
     AddSide(ledger.key(), weight, *memory.mutable_key());
     AddSide(ledger.value(), weight, *memory.mutable_value());
     memory.set_bookkeeping(memory.bookkeeping() +
@@ -269,8 +279,8 @@ Memory SummarizeMemory(absl::Span<const WindowRecord> windows, int method) {
   memory.set_bytes(static_cast<double>(bytes) / windows.size());
   memory.set_fp16_bytes(static_cast<double>(fp16_bytes) / windows.size());
   memory.set_compression(static_cast<double>(fp16_bytes) / bytes);
-  memory.set_key_effective_bits(EffectiveBits(packed[0], elements[0]));
-  memory.set_value_effective_bits(EffectiveBits(packed[1], elements[1]));
+  memory.set_key_effective_bits(key.Effective());
+  memory.set_value_effective_bits(value.Effective());
   return memory;
 }
 

@@ -66,8 +66,9 @@ absl::StatusOr<double> ObserveTrials(const WhereToRun& where,
     for (CachePlan& plan : plans)
       KVMIX_RETURN_IF_ERROR(CalibratePlan(*options.calibration, plan));
   }
-  KVMIX_ASSIGN_OR_RETURN(const RunnableMethod without_policies,
-                         FullPrecision(where.cpu->cache_shape()));
+  KVMIX_ASSIGN_OR_RETURN(
+      const RunnableMethod without_policies,
+      FullPrecision(where.cpu->cache_shape(), options.full_precision));
   KVMIX_ASSIGN_OR_RETURN(
       const TrialResults trials,
       RunTrialPlans(where, tokens, plans, without_policies,

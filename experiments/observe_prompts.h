@@ -32,6 +32,7 @@ struct ObserveOptions {
   // compressed cache of all earlier ones, with no window beyond blocks that are
   // not full.
   int trial_chunk_tokens = 32;
+  CachePlan::FullPrecision full_precision = CachePlan::HALF;  // of their caches
   int first_prompt = 0;  // number of the first prompt
   // Trial plans are calibrated by it (kvmix/importance/query_energy.h).
   const ImportanceProfile* calibration = nullptr;

@@ -131,12 +131,14 @@ absl::StatusOr<FormatChoices> OfferedFormats(const Method& method,
 
 MeasuredCosts::MeasuredCosts(const CacheShape& shape,
                              std::vector<int64_t> chunks,
-                             std::shared_ptr<const RecencyPolicy> recency)
+                             std::shared_ptr<const RecencyPolicy> recency,
+                             CachePlan::FullPrecision full_precision)
     : shape_{.num_layers = 1,
              .num_kv_heads = shape.num_kv_heads,
              .head_dim = shape.head_dim},
       chunks_(std::move(chunks)),
-      recency_(std::move(recency)) {}
+      recency_(std::move(recency)),
+      full_precision_(full_precision) {}
 
 int64_t MeasuredCosts::elements() const {
   return std::accumulate(chunks_.begin(), chunks_.end(), int64_t{0}) *
@@ -148,6 +150,7 @@ absl::StatusOr<int64_t> MeasuredCosts::CacheBytes(
   CachePlan plan;
   *plan.add_layer()->mutable_key() = key;
   *plan.mutable_layer(0)->mutable_value() = value;
+  plan.set_full_precision(full_precision_);
   Component keep_all;
   keep_all.set_name("keep_all");
   KVMIX_ASSIGN_OR_RETURN(

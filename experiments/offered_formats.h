@@ -33,7 +33,8 @@ class MeasuredCosts final : public LayerCosts {
   // chunks: lengths of the chunks in which the tokens arrive, which the window
   // may depend on.
   MeasuredCosts(const CacheShape& shape, std::vector<int64_t> chunks,
-                std::shared_ptr<const RecencyPolicy> recency);
+                std::shared_ptr<const RecencyPolicy> recency,
+                CachePlan::FullPrecision full_precision = CachePlan::HALF);
 
   absl::StatusOr<int64_t> HeadBytes(Side side, int head,
                                     const QuantFormat& format) const override;
@@ -50,6 +51,7 @@ class MeasuredCosts final : public LayerCosts {
   const CacheShape shape_;  // of one layer
   const std::vector<int64_t> chunks_;
   const std::shared_ptr<const RecencyPolicy> recency_;
+  const CachePlan::FullPrecision full_precision_;
   mutable std::optional<int64_t> full_;  // bytes of a cache in full precision
   mutable std::map<std::pair<Side, std::string>, int64_t> changes_;
 };

@@ -87,8 +87,11 @@ TEST(OfferedFormatsTest, WhatIsNotOfferedIsAnError) {
 
 // To the byte, window, slack and page tables included.
 TEST(MeasuredCostsTest, AddUpToTheLedgerOfTheWholeCache) {
-  for (const char* recency_name :
-       {"none", "pivotal_context", "residual_window"}) {
+  for (const auto& [recency_name, full_precision] :
+       {std::pair{"none", CachePlan::HALF},
+        {"pivotal_context", CachePlan::HALF},
+        {"residual_window", CachePlan::HALF},
+        {"pivotal_context", CachePlan::FLOAT}}) {
     const Method method = MethodOf(absl::StrCat(
         R"(quantizer { name: "group_affine" }
            eviction_policy { name: "keep_all" }
@@ -104,6 +107,7 @@ TEST(MeasuredCostsTest, AddUpToTheLedgerOfTheWholeCache) {
                          OfferedFormats(method, kShape.head_dim));
     const std::vector<int64_t> chunks = {128, 128, 100, 1, 1, 1};
     CachePlan plan;
+    plan.set_full_precision(full_precision);
     for (int i = 0; i < kShape.num_layers; ++i) {
       LayerPlan* layer = plan.add_layer();
       *layer->mutable_key() = formats.key(i % formats.key_size());
@@ -123,7 +127,7 @@ TEST(MeasuredCostsTest, AddUpToTheLedgerOfTheWholeCache) {
         ASSERT_OK(cache->FinishChunk(i));
       }
     }
-    const MeasuredCosts costs(kShape, chunks, recency);
+    const MeasuredCosts costs(kShape, chunks, recency, full_precision);
     ASSERT_OK_AND_ASSIGN(const int64_t bytes, PlanBytes(plan, costs));
     EXPECT_EQ(bytes, cache->ledger().total()) << recency_name;
     EXPECT_EQ(costs.elements(), 359 * 3 * 64);

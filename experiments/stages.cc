@@ -29,7 +29,10 @@ std::string ProfileKey(const StoredProfile& profile) {
       profile.seed(), "\n", PrintTextProto(profile.formats()), "\n",
       profile.trial_chunk_tokens(),
       profile.device().empty() ? "" : "\n" + profile.device(),
-      profile.granularity() == CachePlan::HEAD ? "\nHEAD" : ""));
+      profile.granularity() == CachePlan::HEAD ? "\nHEAD" : "",
+      profile.full_precision() == CachePlan::HALF
+          ? ""
+          : "\n" + CachePlan::FullPrecision_Name(profile.full_precision())));
 }
 
 double Sum(const std::vector<double>& values) {
@@ -87,6 +90,14 @@ absl::Status KeepWindow(const EvaluateRequest& request, size_t window,
                              record.SerializeAsString());
 }
 
+std::string PoliciesText(const Method& method) {
+  std::string text = PrintTextProto(method.recency_policy()) +
+                     PrintTextProto(method.eviction_policy());
+  if (method.full_precision() != CachePlan::HALF)
+    text += CachePlan::FullPrecision_Name(method.full_precision());
+  return text;
+}
+
 // Empty unless a format on offer wants it.
 absl::StatusOr<ImportanceProfile> ObserveQueries(
     LoadedModel& model, const Prompts& prompts, const ProfileRequest& request) {
@@ -115,6 +126,7 @@ ProfileRequest ProfileRequestOf(const ExperimentConfig& config,
           .formats = std::move(formats),
           .granularity = granularity,
           .trial_chunk_tokens = config.profile().trial_chunk_tokens(),
+          .full_precision = config.full_precision(),
           .prompts =
               [&config, &model] {
                 return LoadPrompts(config, *model.tokenizer,
@@ -146,8 +158,10 @@ absl::StatusOr<StoredProfile> Profile(LoadedModel& model,
     *stored.mutable_formats() = request.formats;
     stored.set_granularity(request.granularity);
   }
-  if (estimator->NeedsTrials())
+  if (estimator->NeedsTrials()) {
     stored.set_trial_chunk_tokens(request.trial_chunk_tokens);
+    stored.set_full_precision(request.full_precision);
+  }
   if (needs_model && model.device != nullptr) stored.set_device("CUDA");
   stored.set_key(ProfileKey(stored));
   const std::string path =
@@ -183,6 +197,7 @@ absl::StatusOr<StoredProfile> Profile(LoadedModel& model,
         ObservePrompts(model.where_to_run(), prompts, *estimator,
                        {.time_forward = request.time_forward,
                         .trial_chunk_tokens = request.trial_chunk_tokens,
+                        .full_precision = request.full_precision,
                         .calibration = &queries,
                         .stop = request.stop}));
     stored.set_mean_loss(seen.mean_loss);
@@ -231,10 +246,10 @@ absl::StatusOr<std::unique_ptr<BudgetedFormats>> FormatsUnderBudget(
                                method.recency_policy(), "recency_policy"));
     formats->costs = std::make_unique<MeasuredCosts>(
         shape, ChunkLengths(evaluation, context, /*prompt_tokens=*/context),
-        std::move(recency));
+        std::move(recency), method.full_precision());
   } else {
-    formats->costs =
-        std::make_unique<BlockCosts>(shape.num_kv_heads, shape.head_dim);
+    formats->costs = std::make_unique<BlockCosts>(
+        shape.num_kv_heads, shape.head_dim, method.full_precision());
   }
   KVMIX_ASSIGN_OR_RETURN(
       formats->budget_bytes,
@@ -286,15 +301,14 @@ absl::StatusOr<RunnableMethod> Allocate(const Method& method,
     context.costs = formats->costs.get();
     context.budget_bytes = formats->budget_bytes;
   }
+  runnable.plan.set_full_precision(method.full_precision());  // for trials
   std::optional<ModelPlanEvaluator> evaluator;
   if (trials != nullptr) {
     context.evaluator =
-        &evaluator.emplace(*trials, runnable,
-                           PrintTextProto(method.recency_policy()) +
-                               PrintTextProto(method.eviction_policy()),
-                           profile);
+        &evaluator.emplace(*trials, runnable, PoliciesText(method), profile);
   }
   KVMIX_ASSIGN_OR_RETURN(runnable.plan, allocator->Allocate(profile, context));
+  runnable.plan.set_full_precision(method.full_precision());
   KVMIX_RETURN_IF_ERROR(CalibratePlan(profile, runnable.plan));
   return within_budget();
 }

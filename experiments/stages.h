@@ -38,8 +38,10 @@ struct ProfileRequest {
   FormatChoices formats;
   // HEAD: these also give the losses of single KV heads.
   CachePlan::Granularity granularity = CachePlan::LAYER;
-  // Of those that try plans (ProfileConfig::trial_chunk_tokens).
+  // Of those that try plans (ProfileConfig::trial_chunk_tokens), and of their
+  // caches.
   int trial_chunk_tokens = 32;
+  CachePlan::FullPrecision full_precision = CachePlan::HALF;
   // Called only if the estimator needs the model.
   std::function<absl::StatusOr<Prompts>()> prompts;
   uint64_t seed = 0;

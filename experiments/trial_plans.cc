@@ -44,8 +44,9 @@ absl::StatusOr<TrialResults> RunTrialPlans(const WhereToRun& where,
   evaluation.set_mode(Evaluation::CHUNKED);
   evaluation.set_chunk_tokens(options.chunk_tokens);
   ThreadPool threads(where.cpu->threads().num_threads());  // of the scores
-  KVMIX_ASSIGN_OR_RETURN(const RunnableMethod full,
-                         FullPrecision(where.cpu->cache_shape()));
+  KVMIX_ASSIGN_OR_RETURN(
+      const RunnableMethod full,
+      FullPrecision(where.cpu->cache_shape(), method.plan.full_precision()));
   TrialResults results;
   for (size_t first = 0; first < plans.size(); first += kBatch) {
     std::vector<RunnableMethod> methods = {full};
@@ -54,6 +55,7 @@ absl::StatusOr<TrialResults> RunTrialPlans(const WhereToRun& where,
       methods.push_back(method);
       methods.back().name = absl::StrCat("trial plan ", i);
       methods.back().plan = plans[i];
+      methods.back().plan.set_full_precision(method.plan.full_precision());
     }
     KVMIX_ASSIGN_OR_RETURN(const WindowRecord record,
                            EvaluateWindow(where, methods, window, evaluation,

@@ -35,8 +35,9 @@ struct TrialOptions {
   const std::atomic<bool>* stop = nullptr;
 };
 
-// One prompt under `plans`, with the policies of `method`, sixteen plans in a
-// pass beside full precision. Errors: those of EvaluateWindow.
+// One prompt under `plans`, with the policies and the full precision of
+// `method`, sixteen plans in a pass beside full precision. Errors: those of
+// EvaluateWindow.
 absl::StatusOr<TrialResults> RunTrialPlans(const WhereToRun& where,
                                            const std::vector<int32_t>& tokens,
                                            absl::Span<const CachePlan> plans,
@@ -59,7 +60,7 @@ struct TrialSetting {
 // Means over the prompts, which count alike. A plan is run once.
 class ModelPlanEvaluator final : public PlanEvaluator {
  public:
-  // `method`: its policies, `policies` as text; its plan does not matter. Plans
+  // `method`: its policies and its full precision, `policies` as text. Plans
   // are calibrated by `profile` (kvmix/importance/query_energy.h) before they
   // run.
   ModelPlanEvaluator(TrialSetting setting, RunnableMethod method,

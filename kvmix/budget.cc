@@ -12,25 +12,34 @@
 namespace kvmix {
 namespace {
 
-absl::StatusOr<double> EffectiveBits(const QuantFormat& format, Side side,
-                                     int head_dim) {
+double BitsOf(CachePlan::FullPrecision type) {
+  return type == CachePlan::FLOAT ? 32 : 16;
+}
+
+absl::StatusOr<double> EffectiveBits(const QuantFormat& format,
+                                     CachePlan::FullPrecision full_precision,
+                                     Side side, int head_dim) {
   if (format.bits() == 0)
     return absl::InvalidArgumentError("the plan has no format");
-  if (format.bits() == 16) return 16;
+  if (format.bits() == 16) return BitsOf(full_precision);
   KVMIX_ASSIGN_OR_RETURN(const std::unique_ptr<BlockCodec> codec,
                          MakeBlockCodec(format, side, head_dim));
   return codec->effective_bits(head_dim);
 }
 
 // The mean over KV heads.
-absl::Status AddLayer(const LayerPlan& layer, Side side, int head_dim,
-                      AverageBits& sum) {
+absl::Status AddLayer(const LayerPlan& layer,
+                      CachePlan::FullPrecision full_precision, Side side,
+                      int head_dim, AverageBits& sum) {
   const std::vector<const QuantFormat*> formats = FormatsOf(layer, side);
   const auto count = static_cast<double>(formats.size());
   for (const QuantFormat* format : formats) {
-    KVMIX_ASSIGN_OR_RETURN(const double bits,
-                           EffectiveBits(*format, side, head_dim));
-    sum.nominal += format->bits() / count;
+    KVMIX_ASSIGN_OR_RETURN(
+        const double bits,
+        EffectiveBits(*format, full_precision, side, head_dim));
+    sum.nominal +=
+        (format->bits() == 16 ? BitsOf(full_precision) : format->bits()) /
+        count;
     sum.effective += bits / count;
   }
   return absl::OkStatus();
@@ -43,12 +52,12 @@ absl::StatusOr<PlanBits> BitsOfPlan(const CachePlan& plan, int head_dim) {
     return absl::InvalidArgumentError("the plan has no layers");
   PlanBits bits;
   for (int i = 0; i < plan.layer_size(); ++i) {
-    KVMIX_RETURN_IF_ERROR(
-        AddContext(AddLayer(plan.layer(i), Side::kKey, head_dim, bits.key),
-                   absl::StrCat("layer ", i, " keys")));
-    KVMIX_RETURN_IF_ERROR(
-        AddContext(AddLayer(plan.layer(i), Side::kValue, head_dim, bits.value),
-                   absl::StrCat("layer ", i, " values")));
+    for (const Side side : {Side::kKey, Side::kValue}) {
+      KVMIX_RETURN_IF_ERROR(AddContext(
+          AddLayer(plan.layer(i), plan.full_precision(), side, head_dim,
+                   side == Side::kKey ? bits.key : bits.value),
+          absl::StrCat("layer ", i, " ", SideName(side))));
+    }
   }
   for (AverageBits* side : {&bits.key, &bits.value}) {
     side->nominal /= plan.layer_size();
@@ -69,8 +78,9 @@ absl::StatusOr<int64_t> LayerCosts::LayerBytes(
 
 absl::StatusOr<int64_t> BlockCosts::HeadBytes(Side side, int,
                                               const QuantFormat& format) const {
-  KVMIX_ASSIGN_OR_RETURN(const double bits,
-                         EffectiveBits(format, side, head_dim_));
+  KVMIX_ASSIGN_OR_RETURN(
+      const double bits,
+      EffectiveBits(format, full_precision_, side, head_dim_));
   return static_cast<int64_t>(
       std::ceil(bits * static_cast<double>(int64_t{head_dim_} << 20) / 8));
 }

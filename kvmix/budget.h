@@ -56,8 +56,11 @@ class LayerCosts {
 // for each KV head, and no window.
 class BlockCosts final : public LayerCosts {
  public:
-  BlockCosts(int num_kv_heads, int head_dim)
-      : num_kv_heads_(num_kv_heads), head_dim_(head_dim) {}
+  BlockCosts(int num_kv_heads, int head_dim,
+             CachePlan::FullPrecision full_precision = CachePlan::HALF)
+      : num_kv_heads_(num_kv_heads),
+        head_dim_(head_dim),
+        full_precision_(full_precision) {}
   absl::StatusOr<int64_t> HeadBytes(Side side, int head,
                                     const QuantFormat& format) const override;
   int num_kv_heads() const override { return num_kv_heads_; }
@@ -68,6 +71,7 @@ class BlockCosts final : public LayerCosts {
  private:
   const int num_kv_heads_;
   const int head_dim_;
+  const CachePlan::FullPrecision full_precision_;
 };
 
 // Errors name layer and side; a plan of another number of KV heads.

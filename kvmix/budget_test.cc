@@ -66,6 +66,22 @@ TEST(BudgetTest, FullPrecisionTakes16Bits) {
   EXPECT_EQ(bits.compression(), 1);
 }
 
+TEST(BudgetTest, FullPrecisionTakesWhatItsNumbersTake) {
+  CachePlan plan;
+  plan.add_layer()->mutable_key()->set_bits(16);
+  plan.mutable_layer(0)->mutable_value()->set_bits(16);
+  for (const auto& [type, expected] :
+       {std::pair{CachePlan::BFLOAT16, 16}, {CachePlan::FLOAT, 32}}) {
+    plan.set_full_precision(type);
+    ASSERT_OK_AND_ASSIGN(const PlanBits bits, BitsOfPlan(plan, kHeadDim));
+    EXPECT_EQ(bits.key.nominal, expected);
+    EXPECT_EQ(bits.value.effective, expected);
+    const BlockCosts costs(2, kHeadDim, type);
+    ASSERT_OK_AND_ASSIGN(const int64_t bytes, PlanBytes(plan, costs));
+    EXPECT_EQ(8 * bytes, expected * 2 * costs.elements());
+  }
+}
+
 TEST(BudgetTest, APlanThatCannotBeReadNamesLayerAndSide) {
   EXPECT_THAT(BitsOfPlan(CachePlan(), kHeadDim).status(),
               StatusIs(absl::StatusCode::kInvalidArgument,

@@ -1,6 +1,8 @@
 #include "experiments/bench/bench_methods.h"
 
+#include <algorithm>
 #include <array>
+#include <iterator>
 #include <memory>
 
 #include "absl/strings/match.h"
@@ -127,6 +129,16 @@ absl::StatusOr<Method> PlanFileMethod(absl::string_view path) {
   return method;
 }
 
+struct NamedNumbers {
+  const char* name;
+  CachePlan::FullPrecision type;
+  const char* meaning;
+};
+constexpr NamedNumbers kNamedNumbers[] = {
+    {"fp16", CachePlan::HALF, "half precision"},
+    {"bf16", CachePlan::BFLOAT16, "bfloat16, on the CPU"},
+    {"fp32", CachePlan::FLOAT, "float, on the CPU"}};
+
 bool IsPath(absl::string_view name) {
   return absl::StrContains(name, "/") || absl::EndsWith(name, ".textproto");
 }
@@ -161,7 +173,8 @@ std::string BenchMethodHelp() {
   const auto add = [&help](const char* name, const char* meaning) {
     absl::StrAppendFormat(&help, "  %-28s %s\n", name, meaning);
   };
-  add("fp16", "half precision");
+  for (const NamedNumbers& numbers : kNamedNumbers)
+    add(numbers.name, numbers.meaning);
   add("{1..8}bit_g{32,64,128}",
       "KIVI: keys per channel, values per token; groups, and a full-precision "
       "window, of so many");
@@ -175,8 +188,11 @@ std::string BenchMethodHelp() {
 absl::StatusOr<RunnableMethod> MakeBenchMethod(absl::string_view name,
                                                const CacheShape& shape) {
   absl::StatusOr<RunnableMethod> runnable;
-  if (name == "fp16") {
-    runnable = FullPrecision(shape);
+  const auto numbers =
+      std::find_if(std::begin(kNamedNumbers), std::end(kNamedNumbers),
+                   [&](const NamedNumbers& n) { return n.name == name; });
+  if (numbers != std::end(kNamedNumbers)) {
+    runnable = FullPrecision(shape, numbers->type);
   } else {
     KVMIX_ASSIGN_OR_RETURN(const Method method, FindMethod(name));
     KVMIX_ASSIGN_OR_RETURN(const ImportanceProfile profile,

@@ -101,7 +101,7 @@ TEST(BenchMethodsTest, APathIsAPlan) {
 
 TEST(BenchMethodsTest, WhatIsNoNameListsTheNames) {
   for (const char* name : {"", "4bit", "9bit_g32", "0bit_g32", "4bit_g48",
-                           "4bit_g32x", "xbit_g32", "fp32"}) {
+                           "4bit_g32x", "xbit_g32", "fp8"}) {
     EXPECT_THAT(MakeBenchMethod(name, kShape).status(),
                 StatusIs(absl::StatusCode::kNotFound,
                          AllOf(HasSubstr("no way to store a cache"),
@@ -211,6 +211,19 @@ TEST(BenchTest, CountsTheBytesOfCachesAndOfADecodeStep) {
               static_cast<double>(row.decode_bytes) * row.decode.median / 3 /
                   report.bandwidth[0].bytes_per_second,
               1e-9);
+}
+
+TEST(BenchTest, FullPrecisionHasThreeKinds) {
+  BenchOptions options = Small();
+  options.methods = {"fp16", "bf16", "fp32"};
+  options.depths = {128};
+  options.batches = {1};
+  ASSERT_OK_AND_ASSIGN(const BenchReport report, RunBench(options));
+  ASSERT_EQ(report.rows.size(), 3u);
+  EXPECT_EQ(report.rows[1].kernels, "bfloat16");
+  EXPECT_EQ(report.rows[1].cache_bytes, report.rows[0].cache_bytes);
+  EXPECT_EQ(report.rows[2].kernels, "float");
+  EXPECT_GT(report.rows[2].cache_bytes, 1.9 * report.rows[0].cache_bytes);
 }
 
 TEST(BenchTest, WhatIsNotAskedForIsNotMeasured) {

@@ -432,15 +432,22 @@ void ScoreElevensImpl(const ElevenBlock& format, const BlockRun& blocks,
                       scores + r * stride, stride);
 }
 
+template <class T>
+void ScorePageOf(const T* page, int head_dim, int64_t ahead,
+                 const float* queries, int rows, float* scores,
+                 int64_t stride) {
+  ForRows(rows, [&](auto k, int first) HWY_ATTR {
+    ScoreNumbers<k>(page, head_dim, first == 0 ? ahead : 0,
+                    queries + first * head_dim, scores + first * stride,
+                    stride);
+  });
+}
+
 void ScorePageImpl(NumberType type, const void* page, int head_dim,
                    int64_t ahead, const float* queries, int rows, float* scores,
                    int64_t stride) {
-  VisitNumbers(type, page, [&](const auto* keys) HWY_ATTR {
-    ForRows(rows, [&](auto k, int first) HWY_ATTR {
-      ScoreNumbers<k>(keys, head_dim, first == 0 ? ahead : 0,
-                      queries + first * head_dim, scores + first * stride,
-                      stride);
-    });
+  VisitNumbers(type, page, [=](const auto* keys) {
+    ScorePageOf(keys, head_dim, ahead, queries, rows, scores, stride);
   });
 }
 

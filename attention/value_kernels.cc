@@ -328,15 +328,23 @@ void AccumulateBlocksImpl(const LaneBlock& format,
   });
 }
 
+template <class T>
+void AccumulatePageOf(const T* values, int tokens, int head_dim, int64_t ahead,
+                      const float* weights, int64_t stride, int rows,
+                      float* out) {
+  ForRows(rows, [&](auto k, int first) HWY_ATTR {
+    AccumulateNumbers<k>(values, tokens, head_dim, first == 0 ? ahead : 0,
+                         weights + first * stride, stride,
+                         out + first * head_dim);
+  });
+}
+
 void AccumulatePageImpl(NumberType type, const void* page, int tokens,
                         int head_dim, int64_t ahead, const float* weights,
                         int64_t stride, int rows, float* out) {
-  VisitNumbers(type, page, [&](const auto* values) HWY_ATTR {
-    ForRows(rows, [&](auto k, int first) HWY_ATTR {
-      AccumulateNumbers<k>(values, tokens, head_dim, first == 0 ? ahead : 0,
-                           weights + first * stride, stride,
-                           out + first * head_dim);
-    });
+  VisitNumbers(type, page, [=](const auto* values) {
+    AccumulatePageOf(values, tokens, head_dim, ahead, weights, stride, rows,
+                     out);
   });
 }
 

@@ -123,6 +123,8 @@ struct KvCache::State {
   // The codec of `format`, null for 16 bits; made once per format and side.
   absl::StatusOr<const BlockCodec*> CodecOf(const QuantFormat& format,
                                             Side side);
+  // `format` is of keys before RoPE, which needs the position of every token.
+  absl::Status CheckKnowsPositions(const QuantFormat& format) const;
   // What the policies say of formats.
   absl::Status ReadPolicies();
   // Those of a stream, if the recency policy can serve them; window_bits are of
@@ -183,7 +185,24 @@ absl::StatusOr<const BlockCodec*> KvCache::State::CodecOf(
   if (codec == nullptr) {
     KVMIX_ASSIGN_OR_RETURN(codec, MakeBlockCodec(format, side, shape.head_dim));
   }
+  if (codec->pre_rope()) KVMIX_RETURN_IF_ERROR(CheckKnowsPositions(format));
   return codec.get();
+}
+
+absl::Status KvCache::State::CheckKnowsPositions(
+    const QuantFormat& format) const {
+  if (shape.key_rotation == nullptr)
+    return absl::InvalidArgumentError(absl::StrCat(
+        "quantizer \"", format.quantizer(),
+        "\" stores keys before RoPE, but the cache does not know the model's "
+        "RoPE (CacheShape::key_rotation); use its inner quantizer"));
+  if (eviction->evicts())
+    return absl::InvalidArgumentError(absl::StrCat(
+        "quantizer \"", format.quantizer(),
+        "\" stores keys before RoPE and takes a token's place in the cache "
+        "for its position, which an eviction policy changes; use "
+        "eviction_policy \"keep_all\", or its inner quantizer"));
+  return absl::OkStatus();
 }
 
 absl::Status KvCache::State::ReadPolicies() {
@@ -204,7 +223,9 @@ absl::Status KvCache::State::ReadPolicies() {
 absl::StatusOr<KvStream::Formats> KvCache::State::FormatsOf(
     const QuantFormat& format, Side side, int* window_bits) {
   const int i = side == Side::kKey ? 0 : 1;
-  KvStream::Formats formats{.demoted = demoted[i], .by_age = {}};
+  KvStream::Formats formats{.demoted = demoted[i],
+                            .by_age = {},
+                            .rotation = shape.key_rotation.get()};
   KVMIX_ASSIGN_OR_RETURN(const BlockCodec* const codec, CodecOf(format, side));
   *window_bits = format.bits();
   if (codec == nullptr) return formats;

@@ -15,6 +15,7 @@
 #include "attention/memory_ledger.h"
 #include "kvmix/cache_plan.pb.h"
 #include "kvmix/eviction/eviction_policy.h"
+#include "kvmix/key_rotation.h"
 #include "kvmix/recency/recency_policy.h"
 
 namespace kvmix {
@@ -23,6 +24,9 @@ struct CacheShape {
   int num_layers = 0;
   int num_kv_heads = 0;
   int head_dim = 0;
+  // How the model turns keys by position; null: not known, and formats of keys
+  // before RoPE are refused.
+  std::shared_ptr<const KeyRotation> key_rotation = nullptr;
 };
 
 class KvCache {

@@ -54,6 +54,7 @@ KvStream::KvStream(Side side, const Formats& formats, int head_dim,
       full_precision_(full_precision),
       has_demoted_(formats.demoted != nullptr),
       head_dim_(head_dim),
+      rotation_(formats.rotation),
       max_sinks_(sink_tokens),
       runs_(memory),
       sink_pages_(memory),
@@ -62,6 +63,8 @@ KvStream::KvStream(Side side, const Formats& formats, int head_dim,
   if (has_demoted_) runs_.emplace_back(formats.demoted, memory);
   for (const BlockCodec* codec : formats.by_age)
     runs_.emplace_back(codec, memory);
+  for (const Run& run : runs_)
+    KVMIX_CHECK(!run.codec->pre_rope() || rotation_ != nullptr);
 }
 
 KvStream::~KvStream() {
@@ -128,6 +131,7 @@ KvStream::Piece KvStream::RunPiece(const Run& run, int64_t position) const {
           .codec = run.codec,
           .block_stride = run.block_stride,
           .first = static_cast<int>(position % run.block_tokens),
+          .position = TextPosition(position),
           .ahead = Ahead(run.pages, index)};
 }
 
@@ -195,6 +199,8 @@ void KvStream::Pack(Run& run, int64_t count, const Fill& fill) {
     const int64_t stride = side_ == Side::kKey ? n : head_dim_;
     float* x = Scratch(int64_t{n} * head_dim_);
     fill(run.end - first, n, x, stride);
+    if (run.codec->pre_rope())
+      rotation_->Unrotate(TextPosition(run.end), n, x, stride);
     run.codec->Encode(
         x, stride, in_block, n,
         run.pages[page] + block % kBlocksPerPage * run.block_stride);
@@ -362,6 +368,7 @@ void KvStream::ReadPacked(const Piece& piece, int64_t count, float* x,
     for (int64_t row = 0; row < rows; ++row)
       std::copy_n(from + row * whole_stride, columns, to + row * stride);
   }
+  if (codec.pre_rope()) rotation_->Rotate(piece.position, count, x, stride);
 }
 
 void KvStream::ReadPiece(const Piece& piece, int64_t count, float* x,

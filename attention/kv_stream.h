@@ -24,6 +24,7 @@
 #include "absl/types/span.h"
 #include "attention/full_precision.h"
 #include "attention/memory_ledger.h"
+#include "kvmix/key_rotation.h"
 #include "quant/quantizer.h"
 
 namespace kvmix {
@@ -33,11 +34,14 @@ class KvStream {
   static constexpr int kPageTokens = 32;
   static constexpr int kBlocksPerPage = 4;
 
-  // Codecs of the runs, which outlive the stream.
+  // Codecs of the runs and the rotation outlive the stream.
   struct Formats {
     const BlockCodec* demoted = nullptr;    // null: no run of demoted tokens
     std::vector<const BlockCodec*> by_age;  // oldest first; empty: tokens never
                                             // leave the window
+    // How keys are turned by position. A codec of keys before RoPE needs it,
+    // and that no token is taken out: a token's position is its place.
+    const KeyRotation* rotation = nullptr;
   };
 
   KvStream(Side side, const Formats& formats, int head_dim, int64_t sink_tokens,
@@ -85,8 +89,10 @@ class KvStream {
     const uint8_t* block = nullptr;
     const BlockCodec* codec = nullptr;
     int64_t block_stride = 0;
-    int first = 0;      // the token's place in the page, or in the block
-    int64_t ahead = 0;  // bytes from its page to the next; 0: there is none
+    int first = 0;         // the token's place in the page, or in the block
+    int64_t position = 0;  // packed: its place in the stream, unless others
+                           // have been taken out
+    int64_t ahead = 0;     // bytes from its page to the next; 0: there is none
   };
   // Precondition: token in [0, num_tokens()).
   Piece PieceAt(int64_t token) const;
@@ -179,6 +185,9 @@ class KvStream {
   template <typename Locate>
   void ReadRows(const Locate& locate, int64_t begin, int64_t end,
                 float* rows) const;
+  // Position p of a run: all tokens before it have passed through the sinks, or
+  // through this run.
+  int64_t TextPosition(int64_t p) const { return max_sinks_ + p; }
   // Packs `count` tokens at the end of a run; fill(first, n, x, stride) gives
   // tokens [first, first + n) of them in the codec's order.
   template <typename Fill>
@@ -194,6 +203,7 @@ class KvStream {
   NumberType full_precision_;
   bool has_demoted_;
   int head_dim_;
+  const KeyRotation* rotation_;
   int64_t max_sinks_;
   int64_t num_sinks_ = 0;
   std::pmr::vector<Run> runs_;  // in order of tokens

@@ -12,6 +12,7 @@
 #include "kvmix/base/status_macros.h"
 #include "kvmix/budget.h"
 #include "models/model_files.h"
+#include "models/ops.h"
 
 namespace kvmix {
 namespace {
@@ -76,8 +77,10 @@ ImportanceProfile FlatProfile(const CacheShape& shape) {
 
 absl::StatusOr<Table> SavingsTable(const ExperimentConfig& config,
                                    const ModelConfig& model) {
-  const CacheShape shape = {model.num_layers, model.num_kv_heads,
-                            model.head_dim};
+  const CacheShape shape = {.num_layers = model.num_layers,
+                            .num_kv_heads = model.num_kv_heads,
+                            .head_dim = model.head_dim,
+                            .key_rotation = MakeKeyRotation(model)};
   const double elements =
       1.0 * model.num_layers * model.num_kv_heads * model.head_dim;
   Table table;

@@ -135,7 +135,8 @@ MeasuredCosts::MeasuredCosts(const CacheShape& shape,
                              CachePlan::FullPrecision full_precision)
     : shape_{.num_layers = 1,
              .num_kv_heads = shape.num_kv_heads,
-             .head_dim = shape.head_dim},
+             .head_dim = shape.head_dim,
+             .key_rotation = shape.key_rotation},
       chunks_(std::move(chunks)),
       recency_(std::move(recency)),
       full_precision_(full_precision) {}

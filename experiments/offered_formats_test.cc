@@ -17,8 +17,7 @@ namespace {
 using ::testing::HasSubstr;
 using testing::StatusIs;
 
-constexpr CacheShape kShape = {
-    .num_layers = 5, .num_kv_heads = 3, .head_dim = 64};
+const CacheShape kShape = {.num_layers = 5, .num_kv_heads = 3, .head_dim = 64};
 
 Method MethodOf(const std::string& text) {
   Method method;

@@ -25,6 +25,8 @@ enum class Signal : uint32_t {
   kValueProjection = 1u << 8,          // [G * D, C], W_v
 };
 
+class KeyRotation;
+
 class SignalSet {
  public:
   SignalSet() = default;
@@ -52,6 +54,8 @@ struct LayerTrace {
   // A token attends to itself and the tokens before it, to this many at most;
   // 0: to all. Weights are softmax(q . k / sqrt(D)).
   int64_t sliding_window = 0;
+  // How the model turned key_states; the prompt's first token has position 0.
+  const KeyRotation* key_rotation = nullptr;
   const float* key_states = nullptr;
   const float* value_states = nullptr;
   const float* key_state_gradient = nullptr;

@@ -318,7 +318,8 @@ class Tracer {
     if (signals_.Has(Signal::kKeyProjection) ||
         signals_.Has(Signal::kValueProjection))
       CopyProjections(layer);
-    LayerTrace trace = EmptyTrace(config_, num_tokens_, options_.prompt, layer);
+    LayerTrace trace = EmptyTrace(config_, *weights_.key_rotation, num_tokens_,
+                                  options_.prompt, layer);
     const int64_t projection = kv_size_ * hidden_size_;
     const auto set = [&](Signal signal, const float* LayerTrace::*field,
                          const float* data) {
@@ -425,14 +426,15 @@ absl::Status ValidateTrace(const ModelConfig& config, ComputeType compute,
   return absl::OkStatus();
 }
 
-LayerTrace EmptyTrace(const ModelConfig& config, int64_t num_tokens, int prompt,
-                      int layer) {
+LayerTrace EmptyTrace(const ModelConfig& config, const KeyRotation& rotation,
+                      int64_t num_tokens, int prompt, int layer) {
   LayerTrace trace;
   trace.prompt = prompt;
   trace.layer = layer;
   trace.num_tokens = num_tokens;
   trace.num_heads = config.num_heads;
   trace.sliding_window = config.sliding_window;
+  trace.key_rotation = &rotation;
   trace.num_kv_heads = config.num_kv_heads;
   trace.head_dim = config.head_dim;
   trace.hidden_size = config.hidden_size;

@@ -39,9 +39,9 @@ absl::Status ValidateTrace(const ModelConfig& config, ComputeType compute,
                            absl::Span<const int32_t> tokens,
                            const TraceOptions& options);
 
-// A trace's sizes, without signals.
-LayerTrace EmptyTrace(const ModelConfig& config, int64_t num_tokens, int prompt,
-                      int layer);
+// A trace's sizes and the rotation of its keys, without signals.
+LayerTrace EmptyTrace(const ModelConfig& config, const KeyRotation& rotation,
+                      int64_t num_tokens, int prompt, int layer);
 
 // An error that names the first number of a trace that is not finite.
 absl::Status CheckIsFinite(const LayerTrace& trace);

@@ -72,6 +72,54 @@ Result Trace(Transformer& model, const std::vector<int32_t>& tokens,
   return result;
 }
 
+// All of a model's tokens being the same, layer 0's keys differ by their
+// positions alone.
+TEST(BackwardTest, TheRotationOfATraceTakesPositionsOutOfKeys) {
+  ModelConfig plain = SmallConfig(), normed = SmallConfig(),
+              yarn = SmallConfig(), llama3 = SmallConfig();
+  normed.family = "qwen3";
+  normed.qk_norm = true;
+  yarn.rope_scaling.type = RopeScalingType::kYarn;
+  yarn.rope_scaling.factor = 4;
+  yarn.rope_scaling.original_max_position = 64;
+  yarn.rope_scaling.attention_factor = 1.25f;
+  llama3.rope_scaling.type = RopeScalingType::kLlama3;
+  llama3.rope_scaling.factor = 8;
+  llama3.rope_scaling.original_max_position = 64;
+  for (const ModelConfig& config : {plain, normed, yarn, llama3}) {
+    const auto model = Load(config, RandomWeights(config));
+    const int64_t count = 100, row = int64_t{2} * config.head_dim;
+    const std::vector<int32_t> tokens(count, 17);
+    const auto loss = TraceLayers(
+        *model, tokens, {.signals = {Signal::kKeyStates}},
+        [&](const LayerTrace& trace) {
+          if (trace.layer != 0) return absl::OkStatus();
+          std::vector<float> x(row * count);  // [G * D, T]
+          for (int64_t t = 0; t < count; ++t)
+            for (int64_t c = 0; c < row; ++c)
+              x[c * count + t] = trace.key_states[t * row + c];
+          float spread = 0, spread_turned = 0;
+          for (int head = 0; head < 2; ++head) {
+            float* keys = x.data() + head * config.head_dim * count;
+            const auto widest = [&] {
+              float widest = 0;
+              for (int64_t i = 0; i < config.head_dim * count; ++i)
+                widest = std::max(widest,
+                                  std::fabs(keys[i] - keys[i / count * count]));
+              return widest;
+            };
+            spread_turned = std::max(spread_turned, widest());
+            trace.key_rotation->Unrotate(0, count, keys, count);
+            spread = std::max(spread, widest());
+          }
+          EXPECT_GT(spread_turned, 0.5f);
+          EXPECT_LT(spread, 1e-5f);
+          return absl::OkStatus();
+        });
+    EXPECT_OK(loss.status());
+  }
+}
+
 double Dot(const std::vector<float>& a, const std::vector<float>& b) {
   double sum = 0;
   for (size_t i = 0; i < a.size(); ++i) sum += double{a[i]} * b[i];

@@ -361,7 +361,8 @@ class Tracer {
         DownloadPair(Signal::kKeyProjection, Signal::kValueProjection,
                      qkv + q_size_ * hidden_size_, projections_));
     const int64_t half = kv_size_ * hidden_size_;
-    LayerTrace trace = EmptyTrace(config_, num_tokens_, options_.prompt, layer);
+    LayerTrace trace = EmptyTrace(config_, *key_rotation_, num_tokens_,
+                                  options_.prompt, layer);
     const auto set = [&](Signal signal, const float* LayerTrace::*field,
                          const std::vector<float>& data, int64_t first = 0) {
       if (signals_.Has(signal)) trace.*field = data.data() + first;
@@ -384,6 +385,8 @@ class Tracer {
   }
 
   const ModelConfig& config_;
+  const std::shared_ptr<const KeyRotation> key_rotation_ =
+      MakeKeyRotation(config_);
   const CudaWeights& weights_;
   CudaLinear& linear_;
   const cudaStream_t stream_;

@@ -308,6 +308,14 @@ void Rope::Angles(int64_t position, float* cos, float* sin) const {
   }
 }
 
+std::shared_ptr<const KeyRotation> MakeKeyRotation(const ModelConfig& config) {
+  return std::make_shared<const KeyRotation>(
+      config.head_dim,
+      [rope = Rope(config)](int64_t position, float* cos, float* sin) {
+        rope.Angles(position, cos, sin);
+      });
+}
+
 void Rotate(float* x, int head_dim, const float* cos, const float* sin) {
   const int half = head_dim / 2;
   HWY_DYNAMIC_DISPATCH(RotateLoop)(x, x + half, half, cos, sin);

@@ -5,8 +5,10 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
+#include "kvmix/key_rotation.h"
 #include "models/model_config.h"
 
 namespace kvmix {
@@ -35,6 +37,9 @@ class Rope {
   std::vector<float> frequencies_;  // [D / 2], radians per position
   float attention_factor_ = 1;
 };
+
+// How a model of this shape turns its keys.
+std::shared_ptr<const KeyRotation> MakeKeyRotation(const ModelConfig& config);
 
 // Turns a head's vector x [D] in place.
 void Rotate(float* x, int head_dim, const float* cos, const float* sin);

@@ -148,6 +148,7 @@ struct Transformer::State {
         kv_size(int64_t{config.num_kv_heads} * config.head_dim),
         threads(options.num_threads),
         weights{.rope = Rope(config),
+                .key_rotation = MakeKeyRotation(config),
                 .layers = {},
                 .final_norm = {},
                 .embedding = nullptr,
@@ -434,7 +435,8 @@ const ModelConfig& Transformer::config() const { return state_->config; }
 CacheShape Transformer::cache_shape() const {
   return {.num_layers = config().num_layers,
           .num_kv_heads = config().num_kv_heads,
-          .head_dim = config().head_dim};
+          .head_dim = config().head_dim,
+          .key_rotation = weights().key_rotation};
 }
 
 int64_t Transformer::weight_bytes() const {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "attention/test_policies.h"
+#include "kvmix/base/registry.h"
 #include "kvmix/base/status_matchers.h"
 #include "models/test_model.h"
 
@@ -111,6 +112,58 @@ TEST(TransformerTest, LogitsOfAPlanForKvHeadsThatAreAlikeAreThoseOfTheLayers) {
   EXPECT_EQ(logits(heads), expected);
   heads.mutable_layer(0)->mutable_key_head(1)->set_bits(8);
   EXPECT_NE(logits(heads), expected);
+}
+
+// Keys in 8 bits are about as close to full precision before RoPE as after it,
+// with every scaling of RoPE, in chunks and token by token.
+TEST(TransformerTest, KeysBeforeRopeGiveTheLogitsOfFullPrecision) {
+  std::vector<ModelConfig> configs = Configs();
+  configs.push_back(SmallConfig());
+  RopeScaling& yarn = configs.back().rope_scaling;
+  yarn.type = RopeScalingType::kYarn;
+  yarn.factor = 4;
+  yarn.original_max_position = 64;
+  yarn.attention_factor = 1.25f;
+  for (const ModelConfig& config : configs) {
+    const auto model = Load(config, RandomWeights(config));
+    const auto tokens = RandomTokens(config, 120);
+    const std::vector<float> exact = LogitsOf(*model, tokens);
+    const auto error = [&](const char* quantizer, int64_t chunk_tokens) {
+      Component component;
+      component.set_name(quantizer);
+      const auto made = Registry<Quantizer>::Get().Make(component, "quantizer");
+      EXPECT_OK(made);
+      const auto format = (*made)->FormatFor(Side::kKey, 8, config.head_dim);
+      EXPECT_OK(format);
+      CachePlan plan;
+      for (int i = 0; i < config.num_layers; ++i) {
+        *plan.add_layer()->mutable_key() = *format;
+        plan.mutable_layer(i)->mutable_value()->set_bits(16);
+      }
+      const auto cache =
+          KvCache::Create(model->cache_shape(), plan,
+                          std::make_shared<testing::KeepRecent>(
+                              testing::KeepRecentOptions{.sinks = 3}),
+                          std::make_shared<testing::KeepAll>());
+      EXPECT_OK(cache.status());
+      std::vector<float> all;
+      for (int64_t first = 0; first < 120; first += chunk_tokens) {
+        const std::vector<int32_t> chunk(tokens.begin() + first,
+                                         tokens.begin() + first + chunk_tokens);
+        const std::vector<float> next =
+            Logits(*model, {{.tokens = chunk, .cache = cache->get()}})[0];
+        all.insert(all.end(), next.begin(), next.end());
+      }
+      return RelativeError(all, exact);
+    };
+    for (const int64_t chunk : {24, 1}) {
+      const double after = error("group_affine", chunk);
+      EXPECT_GT(after, 1e-4);
+      EXPECT_LT(after, 0.02);
+      EXPECT_LT(error("pre_rope", chunk), 2 * after)
+          << config.family << ", " << chunk << " tokens at once";
+    }
+  }
 }
 
 TEST(TransformerTest, ASequenceDoesNotDependOnTheRestOfItsBatch) {

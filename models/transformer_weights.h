@@ -26,6 +26,7 @@ struct Transformer::Weights {
   };
 
   Rope rope;
+  std::shared_ptr<const KeyRotation> key_rotation;
   std::vector<Layer> layers;
   std::vector<float> final_norm;  // [C]
   // [vocab, C]. One object, once in memory, if the embeddings are tied.

@@ -60,6 +60,9 @@ class BlockCodec {
   // attention decodes a block before it reads it.
   virtual const LaneBlock* lane_block() const { return nullptr; }
   virtual const ElevenBlock* eleven_block() const { return nullptr; }
+  // True: the numbers are keys before RoPE. Whoever stores keys turns them back
+  // before Encode and anew after Decode (kvmix/key_rotation.h).
+  virtual bool pre_rope() const { return false; }
   // Bits an element takes, all bytes of the block included.
   double effective_bits(int head_dim) const {
     return 8.0 * bytes().total() /

@@ -14,6 +14,12 @@ absl::StatusOr<std::unique_ptr<BlockCodec>> MakeInnerCodec(
   absl::StatusOr<std::unique_ptr<BlockCodec>> codec =
       MakeBlockCodec(inner, side, head_dim);
   if (!codec.ok()) return AddContext(codec.status(), "options.inner");
+  if ((*codec)->pre_rope())
+    return absl::InvalidArgumentError(absl::StrCat(
+        "options.inner of quantizer \"", outer.quantizer(),
+        "\" is \"pre_rope\", which must stand around all others; write "
+        "\"pre_rope\" with an inner \"",
+        outer.quantizer(), "\""));
   return codec;
 }
 

@@ -26,7 +26,8 @@ absl::StatusOr<Message> OptionsOf(const QuantFormat& format) {
                    " with quantizer \"", format.quantizer(), "\""));
 }
 
-// The codec of `inner`, which `outer` holds in its options.
+// The codec of `inner`, which `outer` holds in its options. Errors: as
+// MakeBlockCodec; an inner codec of keys before RoPE.
 absl::StatusOr<std::unique_ptr<BlockCodec>> MakeInnerCodec(
     const QuantFormat& outer, const QuantFormat& inner, Side side,
     int head_dim);

@@ -1,5 +1,5 @@
 // The quantizers that stand around another one: hadamard, clip_search,
-// sparse_outliers, low_rank_residual, per_side.
+// sparse_outliers, low_rank_residual, per_side, pre_rope.
 
 #include <algorithm>
 #include <cmath>
@@ -13,6 +13,7 @@
 #include "quant/hadamard.pb.h"
 #include "quant/low_rank_residual.pb.h"
 #include "quant/per_side.pb.h"
+#include "quant/pre_rope.pb.h"
 #include "quant/rotation.h"
 #include "quant/sparse_outliers.pb.h"
 
@@ -104,6 +105,48 @@ TEST(HadamardTest, AFormatWhoseBitsAreNotTheInnerOnesIsRefused) {
   EXPECT_THAT(MakeBlockCodec(format, Side::kKey, kDim).status(),
               StatusIs(absl::StatusCode::kInvalidArgument,
                        HasSubstr("bits is 2 but options.inner.bits is 3")));
+}
+
+TEST(PreRopeTest, IsTheInnerQuantizerAndSaysThatKeysAreBeforeRope) {
+  PreRopeOptions options;
+  options.mutable_inner()->set_name("hadamard");
+  const auto inner = MakeQuantizer("hadamard");
+  const auto outer = MakeQuantizer("pre_rope", options);
+  const auto plain = MakeCodec(*inner, Side::kKey, 3, kDim);
+  const auto wrapped = MakeCodec(*outer, Side::kKey, 3, kDim);
+  EXPECT_TRUE(wrapped->pre_rope());
+  EXPECT_FALSE(plain->pre_rope());
+  const std::vector<float> x = NormalNumbers(32 * kDim);
+  EXPECT_EQ(EncodeRows(*wrapped, Side::kKey, x),
+            EncodeRows(*plain, Side::kKey, x));
+  EXPECT_EQ(RoundTrip(*wrapped, Side::kKey, x),
+            RoundTrip(*plain, Side::kKey, x));
+  // Attention's kernels would not turn the keys.
+  EXPECT_EQ(
+      MakeCodec(*MakeQuantizer("pre_rope"), Side::kKey, 3, kDim)->lane_block(),
+      nullptr);
+  ASSERT_OK_AND_ASSIGN(const QuantFormat value,
+                       outer->FormatFor(Side::kValue, 3, kDim));
+  EXPECT_EQ(value.quantizer(), "hadamard");
+  EXPECT_OK(outer->MakeCodec(value, Side::kValue, kDim));
+}
+
+TEST(PreRopeTest, StandsAroundAllOthersAndIsForKeys) {
+  HadamardOptions options;
+  options.mutable_inner()->set_name("pre_rope");
+  ASSERT_OK_AND_ASSIGN(
+      const QuantFormat inside,
+      MakeQuantizer("hadamard", options)->FormatFor(Side::kKey, 3, kDim));
+  EXPECT_THAT(
+      MakeBlockCodec(inside, Side::kKey, kDim).status(),
+      StatusIs(absl::StatusCode::kInvalidArgument,
+               HasSubstr("write \"pre_rope\" with an inner \"hadamard\"")));
+  ASSERT_OK_AND_ASSIGN(
+      const QuantFormat key,
+      MakeQuantizer("pre_rope")->FormatFor(Side::kKey, 3, kDim));
+  EXPECT_THAT(
+      MakeBlockCodec(key, Side::kValue, kDim).status(),
+      StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("is for keys")));
 }
 
 TEST(ClipSearchTest, NoGroupHasMoreErrorAndAllTogetherHaveLess) {

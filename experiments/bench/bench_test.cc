@@ -27,8 +27,7 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
-constexpr CacheShape kShape = {
-    .num_layers = 30, .num_kv_heads = 3, .head_dim = 64};
+const CacheShape kShape = {.num_layers = 30, .num_kv_heads = 3, .head_dim = 64};
 
 ModelSource Embedded() {
   ModelSource source;

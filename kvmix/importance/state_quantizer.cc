@@ -3,7 +3,9 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "kvmix/base/check.h"
 #include "kvmix/base/status_macros.h"
+#include "kvmix/key_rotation.h"
 
 namespace kvmix {
 namespace {
@@ -12,6 +14,7 @@ namespace {
 // states lie `row` apart, and the order of BlockCodec.
 struct Span {
   Side side;
+  int64_t first;
   int64_t count;
   int head_dim;
   int64_t row;
@@ -21,9 +24,10 @@ struct Span {
   }
 };
 
-// error = decoded - x for one block's tokens of one head.
-void BlockError(const BlockCodec& codec, const Span& span, const float* x,
-                float* error) {
+// error = decoded - x for one block's tokens of one head. `rotation` is that of
+// keys.
+void BlockError(const BlockCodec& codec, const KeyRotation* rotation,
+                const Span& span, const float* x, float* error) {
   const size_t size = static_cast<size_t>(span.count) * span.head_dim;
   std::vector<float> block_x(size), read(size);
   for (int64_t t = 0; t < span.count; ++t) {
@@ -34,13 +38,15 @@ void BlockError(const BlockCodec& codec, const Span& span, const float* x,
   std::vector<uint32_t> words(codec.bytes().total() / 4 + 1);
   auto* block = reinterpret_cast<uint8_t*>(words.data());
   const int count = static_cast<int>(span.count);
+  if (codec.pre_rope())
+    rotation->Unrotate(span.first, count, block_x.data(), span.stride());
   codec.Encode(block_x.data(), span.stride(), 0, count, block);
   codec.Decode(block, 0, count, read.data(), span.stride());
+  if (codec.pre_rope())
+    rotation->Rotate(span.first, count, read.data(), span.stride());
   for (int64_t t = 0; t < span.count; ++t) {
-    for (int d = 0; d < span.head_dim; ++d) {
-      const int64_t at = span.At(t, d);
-      error[t * span.row + d] = read[at] - block_x[at];
-    }
+    for (int d = 0; d < span.head_dim; ++d)
+      error[t * span.row + d] = read[span.At(t, d)] - x[t * span.row + d];
   }
 }
 
@@ -76,6 +82,7 @@ std::vector<float> StateQuantizer::Error(Side side, int format,
   std::vector<float> error(trace.num_tokens * row, 0.0f);
   const BlockCodec* codec = codecs(side)[format].get();
   if (codec == nullptr) return error;
+  KVMIX_CHECK(!codec->pre_rope() || trace.key_rotation != nullptr);
   const float* x = side == Side::kKey ? trace.key_states : trace.value_states;
   const int64_t end =
       trace.num_tokens / codec->granularity() * codec->granularity();
@@ -83,8 +90,9 @@ std::vector<float> StateQuantizer::Error(Side side, int format,
     for (int64_t first = 0; first < end; first += codec->block_tokens()) {
       const int64_t at = first * row + int64_t{head} * trace.head_dim;
       BlockError(
-          *codec,
+          *codec, trace.key_rotation,
           {.side = side,
+           .first = first,
            .count = std::min<int64_t>(codec->block_tokens(), end - first),
            .head_dim = trace.head_dim,
            .row = row},

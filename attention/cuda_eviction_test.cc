@@ -234,6 +234,8 @@ TEST(CudaEvictionLedgerTest, WhatTokensTookIsFreedHeadByHead) {
       EXPECT_EQ((got.*side).packed_tokens, (want.*side).packed_tokens);
       EXPECT_EQ((got.*side).full_precision_tokens,
                 (want.*side).full_precision_tokens);
+      EXPECT_EQ((got.*side).unquantized_tokens,
+                (want.*side).unquantized_tokens);
       EXPECT_GE((got.*side).slack, 0);
     }
     if (Emulated()) {

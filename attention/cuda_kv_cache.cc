@@ -665,6 +665,7 @@ MemoryLedger CudaKvCache::ledger() const {
               std::min<int64_t>(stored, layer.params.max_sinks);
           own.packed_tokens += packed;
           own.full_precision_tokens += stored - packed;
+          if (format.bits == 16) own.unquantized_tokens += stored;
           own.sinks += sinks * row;
           own.window += (stored - sinks - packed) * row;
           allocated += s.StreamBytes(side, kind, s.Room(index, i, h));
@@ -687,6 +688,7 @@ MemoryLedger CudaKvCache::ledger() const {
       to.slack += own.slack;
       to.packed_tokens += own.packed_tokens;
       to.full_precision_tokens += own.full_precision_tokens;
+      to.unquantized_tokens += own.unquantized_tokens;
     }
   }
   ledger.bookkeeping = s.memory.bytes() + s.EvictingBytes() - billed;

@@ -260,6 +260,8 @@ TEST(KvCacheTest, SixteenBitsStayInTheWindow) {
   auto cache = Make(Plan({{Keys(16), Values(2)}}));
   AppendChunk(*cache, tokens, 320);
   const MemoryLedger ledger = cache->ledger();
+  EXPECT_EQ(ledger.key.unquantized_tokens, kHeads * 320);
+  EXPECT_EQ(ledger.value.unquantized_tokens, 0);
   EXPECT_EQ(ledger.key.bytes(), kHeads * 320 * kHeadDim * 2);
   EXPECT_EQ(ledger.key.window, ledger.key.bytes());
   EXPECT_EQ(ledger.value.window, 0);

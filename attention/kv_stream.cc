@@ -445,6 +445,7 @@ int64_t KvStream::AddTo(LedgerSide& ledger) const {
   ledger.slack += own.slack;
   ledger.packed_tokens += packed_tokens();
   ledger.full_precision_tokens += num_sinks_ + window_tokens();
+  if (!packs()) ledger.unquantized_tokens += num_tokens();
   return static_cast<int64_t>(sizeof(void*)) * pointers +
          static_cast<int64_t>(sizeof(Run) * runs_.capacity());
 }

@@ -17,6 +17,7 @@ struct LedgerSide {
       0;  // allocated and not used: room in the last block and in window pages
   int64_t packed_tokens = 0;  // summed over layers and KV heads; not bytes
   int64_t full_precision_tokens = 0;
+  int64_t unquantized_tokens = 0;  // of these, in 16-bit formats: for good
   int64_t bytes() const {
     return codes + scales + zeros + side_data + sinks + window + slack;
   }

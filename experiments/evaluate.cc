@@ -118,6 +118,7 @@ LedgerSideRecord SideRecord(const LedgerSide& side, int head_dim) {
   record.set_slack(side.slack);
   record.set_packed_elements(side.packed_tokens * head_dim);
   record.set_full_precision_elements(side.full_precision_tokens * head_dim);
+  record.set_unquantized_elements(side.unquantized_tokens * head_dim);
   return record;
 }
 

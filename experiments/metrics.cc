@@ -126,20 +126,25 @@ int64_t TotalBytes(const LedgerSideRecord& side) {
   return PackedBytes(side) + side.sinks() + side.window() + side.slack();
 }
 
-// Of one side over windows: of its packed part, or of all if none is packed.
+// Of one side over windows: its packed part and what is in 16-bit formats, or
+// all if there is neither.
 struct ElementBits {
   void Add(const LedgerSideRecord& side) {
     packed_bytes += PackedBytes(side);
     packed_elements += side.packed_elements();
     full_bytes += side.sinks() + side.window();
     full_elements += side.full_precision_elements();
+    unquantized += side.unquantized_elements();
   }
   double Effective() const {
-    if (packed_elements > 0) return 8.0 * packed_bytes / packed_elements;
-    return full_elements > 0 ? 8.0 * full_bytes / full_elements : 16;
+    const double full =
+        full_elements > 0 ? 8.0 * full_bytes / full_elements : 16;
+    if (packed_elements == 0) return full;
+    return (8.0 * packed_bytes + full * unquantized) /
+           (packed_elements + unquantized);
   }
   int64_t packed_bytes = 0, packed_elements = 0;
-  int64_t full_bytes = 0, full_elements = 0;
+  int64_t full_bytes = 0, full_elements = 0, unquantized = 0;
 };
 
 }  // namespace

@@ -176,5 +176,22 @@ TEST(MetricsTest, MemoryCountsEveryByteAndBitsThePackedPart) {
   EXPECT_EQ(own.value().window(), 90);
 }
 
+// Half of the layers packed, half of them not: 8 bits and 16 make 12. Tokens
+// that a window keeps for a while are neither.
+TEST(MetricsTest, EffectiveBitsCountLayersInFullPrecision) {
+  WindowRecord window;
+  Ledger& ledger = *window.add_method()->mutable_ledger();
+  ledger.set_fp16_bytes(800);
+  LedgerSideRecord& key = *ledger.mutable_key();
+  key.set_codes(100);
+  key.set_packed_elements(100);
+  key.set_window(2 * 100 + 2 * 30);
+  key.set_full_precision_elements(130);
+  key.set_unquantized_elements(100);
+  EXPECT_EQ(SummarizeMemory({&window, 1}, 0).key_effective_bits(), 12);
+  key.set_unquantized_elements(0);
+  EXPECT_EQ(SummarizeMemory({&window, 1}, 0).key_effective_bits(), 8);
+}
+
 }  // namespace
 }  // namespace kvmix

@@ -58,5 +58,5 @@ bench=$output/bench.json
   --prompt=16 --generate=8 --repeat=3 --output=json > "$bench"
 # The paper's throughput: batches of 688 tokens in, 1024 out, until memory is full.
 "$kvmix" bench --throughput --model="${model:-embedded}" --kv=fp16,2bit_g32,kvmix --batch=1,2,4,8,max \
-  --memory_limit=${model:+2}48 --prompt=688 --generate=1024 --repeat=1 --output=json > "${bench%.json}_throughput.json"
+  --memory_limit=${model:+4}48 --prompt=688 --generate=1024 --repeat=1 --output=json > "${bench%.json}_throughput.json"
 "$kvmix" report "$output" --output="$output/report" --title="KVmix: tables, figures and ablations"

@@ -16,7 +16,7 @@ a{color:var(--link)}code{font-size:13px;background:var(--panel);padding:1px 4px;
 button{font:inherit;color:inherit;background:var(--panel);border:1px solid var(--line);border-radius:4px;cursor:pointer}
 .scroll{overflow:auto;max-height:520px;border:1px solid var(--line);border-radius:6px}
 table{border-collapse:collapse;font-size:13px;width:100%}
-th,td{padding:4px 9px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
+th,td{padding:4px 9px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}td:first-child,td:nth-child(2){white-space:normal;overflow-wrap:anywhere;min-width:11em}
 th:first-child,td:first-child{text-align:left}
 th{position:sticky;top:0;background:var(--panel);cursor:pointer}
 th[aria-sort=ascending]::after{content:" \25B2"}th[aria-sort=descending]::after{content:" \25BC"}

@@ -36,6 +36,7 @@ MpiDefault=none
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 ReturnToService=2
+JobRequeue=0
 SlurmctldPort=$(free_port)
 SlurmctldPidFile=$folder/slurmctld.pid
 SlurmdPidFile=$folder/%n/slurmd.pid

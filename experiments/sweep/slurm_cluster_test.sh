@@ -75,6 +75,8 @@ is_empty() { [[ -z $(squeue --noheader) ]]; }
 
 "$kvmix" sweep sweep.textproto --folder=here --jobs=2 --threads=1 > here.log 2>&1 || fail "here: $(tail -3 here.log)"
 "$cluster" up "$work/cluster" 1 || { echo "FAILED: no cluster"; exit 1; }
+# n1 alone works until it is caught: on a fast machine n2 may take all cells before n1 has begun.
+scontrol update nodename=n2 state=drain reason="n1 first" || fail "n2 cannot be drained"
 
 submit() { "$kvmix" sweep sweep.textproto --slurm --folder=sweep --time=10 --partition=local "$@"; }
 submit --dry_run > dry.log || fail "dry run"
@@ -87,6 +89,7 @@ said=$(submit 2>&1) && fail "submitted twice"
 victim=
 wait_until 120 is_caught || { fail "n1 does not work: $(squeue; cat sweep/slurm/*.log)"; exit 1; }
 kill -9 "$(cat "$work/cluster/n1/slurmd.pid")" $(processes_on n1)
+scontrol update nodename=n2 state=resume || fail "n2 cannot be resumed"
 windows_of "$victim" > before
 [[ -s before && -z $(processes_on n1) ]] || fail "n1 lives: $(processes_on n1)"
 wait_until 120 is_empty || { fail "the queue does not end: $(squeue)"; exit 1; }

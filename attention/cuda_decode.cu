@@ -23,6 +23,7 @@
 #include "attention/cuda_fragments.h"
 #include "attention/cuda_stream.h"
 #include "kvmix/base/ptx.h"
+#include "kvmix/base/warp.h"
 #include "quant/cuda_layout.h"
 
 namespace kvmix {
@@ -383,8 +384,7 @@ __device__ float ReadQueries(const CudaAttentionParams& params, int row,
   for (int u = 0; u < kUnits; ++u)
 #pragma unroll
     for (int i = 0; i < 8; ++i) largest = fmaxf(largest, fabsf(x[u][i]));
-  largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 1));
-  largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 2));
+  largest = WarpReduce<1, 2>(largest, MaxOf());
   const PowerOfTwo power = PowerAbove(largest);
 #pragma unroll
   for (int u = 0; u < kUnits; ++u)
@@ -422,9 +422,7 @@ __device__ void WritePart(const float (&max)[2], const float (&sum)[2],
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int query = 2 * lane.t + i;
-    float total = sum[i];
-    for (int lanes = 4; lanes < 32; lanes *= 2)
-      total += __shfl_xor_sync(kAllLanes, total, lanes);
+    const float total = WarpReduce<4, 8, 16>(sum[i], SumOf());
     if (lane.g == 0) {
       part.max[query] = max[i];
       part.sum[query] = total;
@@ -580,11 +578,8 @@ __global__ void __launch_bounds__(kThreads, ResidentBlocks(kUnits, kKeyBits))
       }
     }
 #pragma unroll
-    for (int lanes = 4; lanes < 32; lanes *= 2)
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-        largest[i] =
-            fmaxf(largest[i], __shfl_xor_sync(kAllLanes, largest[i], lanes));
+    for (int i = 0; i < 2; ++i)
+      largest[i] = WarpReduce<4, 8, 16>(largest[i], MaxOf());
     if (__any_sync(kAllLanes, largest[0] > max[0] || largest[1] > max[1])) {
       float factors[2];
 #pragma unroll

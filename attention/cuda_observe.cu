@@ -4,6 +4,7 @@
 #include "attention/cuda_numbers.h"
 #include "attention/cuda_observe.h"
 #include "attention/cuda_stream.h"
+#include "kvmix/base/warp.h"
 
 namespace kvmix {
 namespace {
@@ -43,14 +44,10 @@ __device__ __forceinline__ float Score(const float* query, float scale,
 }
 
 __device__ __forceinline__ float MaxOfWarp(float x) {
-  for (int lanes = 1; lanes < 32; lanes *= 2)
-    x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, lanes));
-  return x;
+  return WarpReduce<1, 2, 4, 8, 16>(x, MaxOf());
 }
 __device__ __forceinline__ float SumOfWarp(float x) {
-  for (int lanes = 1; lanes < 32; lanes *= 2)
-    x += __shfl_xor_sync(kAllLanes, x, lanes);
-  return x;
+  return WarpReduce<1, 2, 4, 8, 16>(x, SumOf());
 }
 
 // The query rows of one KV head of an item, row r being query r / group, query

@@ -13,6 +13,7 @@
 
 #include "attention/cuda_fragments.h"
 #include "attention/cuda_stream.h"
+#include "kvmix/base/warp.h"
 #include "quant/cuda_layout.h"
 
 namespace kvmix {
@@ -57,11 +58,8 @@ __device__ __forceinline__ uint32_t CodeOf(float x, float scale, float zero,
 
 // Over the lanes of equal t = lane % 4.
 __device__ __forceinline__ void ReduceOverRows(Range& range) {
-  for (int lanes = 4; lanes < 32; lanes *= 2) {
-    range.low = fminf(range.low, __shfl_xor_sync(kAllLanes, range.low, lanes));
-    range.high =
-        fmaxf(range.high, __shfl_xor_sync(kAllLanes, range.high, lanes));
-  }
+  range.low = WarpReduce<4, 8, 16>(range.low, MinOf());
+  range.high = WarpReduce<4, 8, 16>(range.high, MaxOf());
 }
 
 // ---- Fragment layout ----

@@ -10,6 +10,7 @@
 #include "attention/cuda_fragments.h"
 #include "attention/cuda_stream.h"
 #include "kvmix/base/ptx.h"
+#include "kvmix/base/warp.h"
 #include "quant/cuda_layout.h"
 
 namespace kvmix {
@@ -161,13 +162,6 @@ __device__ void ReadTile(const Stream& s, const Tile& tile, int packed,
 
 // ---- The kernel ----
 
-// 16 x 16 of an operand whose rows are rows of a tile, from (row, column) on.
-template <int kD, bool kTransposed>
-__device__ __forceinline__ void LoadMatrices(SharedTile<kD> tile, int row,
-                                             int column, unsigned (&r)[4]) {
-  ptx::LdMatrixX4<kTransposed>(r, tile.Row(row) + column);
-}
-
 struct Rows {
   int first, num;     // of the item's query rows, those of this block
   int group, head;    // query heads of the KV head, the first one
@@ -208,8 +202,7 @@ __device__ __forceinline__ void ReadQueries(const CudaAttentionParams& params,
                  : 0.0f;
       largest = fmaxf(largest, fabsf(x[k]));
     }
-    for (int lanes = 1; lanes < 32; lanes *= 2)
-      largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, lanes));
+    largest = WarpReduce<1, 2, 4, 8, 16>(largest, MaxOf());
     const PowerOfTwo power = PowerAbove(largest);
 #pragma unroll
     for (int k = 0; k < kD / 32; ++k)
@@ -230,20 +223,14 @@ __device__ __forceinline__ void ScoreTile(SharedTile<kD> queries,
                                           SharedTile<kD> keys,
                                           float (&scores)[4][4]) {
   const int lane = threadIdx.x % 32, own = threadIdx.x / 32 * kWarpRows;
-#pragma unroll 2  // more would not fit the registers
-  for (int d = 0; d < kD; d += 16) {
-    unsigned a[4];
-    LoadMatrices<kD, false>(queries, own + lane % 16, d + lane / 16 * 8, a);
-#pragma unroll
-    for (int n = 0; n < 4; n += 2) {
-      unsigned b[4];
-      LoadMatrices<kD, false>(keys, 8 * n + lane / 16 * 8 + lane % 8,
-                              d + lane / 8 % 2 * 8, b);
-      const unsigned low[2] = {b[0], b[1]}, high[2] = {b[2], b[3]};
-      ptx::MmaM16N8K16(scores[n], a, low, scores[n]);
-      ptx::MmaM16N8K16(scores[n + 1], a, high, scores[n + 1]);
-    }
-  }
+  const __half* const a = queries.Row(own + lane % 16) + lane / 16 * 8;
+  const __half* const b = keys.Row(lane / 16 * 8 + lane % 8) + lane / 8 % 2 * 8;
+  // Steps of 16 channels; more than two at once would not fit the registers.
+  ptx::MmaOfRows<false, kD / 16, 2, 2>(
+      scores, [=](int s) { return a + 16 * s; },
+      [=](int s, int p) {
+        return b + 16 * p * SharedTile<kD>::kStride + 16 * s;
+      });
 }
 
 template <int kD>
@@ -251,22 +238,20 @@ __device__ __forceinline__ void AddTile(const float (&weights)[4][4],
                                         SharedTile<kD> values,
                                         Softmax<kD>& softmax) {
   const int lane = threadIdx.x % 32;
-#pragma unroll
-  for (int n = 0; n < 4; n += 2) {
-    const unsigned a[4] = {
-        AsBits(__floats2half2_rn(weights[n][0], weights[n][1])),
-        AsBits(__floats2half2_rn(weights[n][2], weights[n][3])),
-        AsBits(__floats2half2_rn(weights[n + 1][0], weights[n + 1][1])),
-        AsBits(__floats2half2_rn(weights[n + 1][2], weights[n + 1][3]))};
-#pragma unroll
-    for (int d = 0; d < kD; d += 16) {
-      unsigned b[4];
-      LoadMatrices<kD, true>(values, 8 * n + lane % 16, d + lane / 16 * 8, b);
-      const unsigned low[2] = {b[0], b[1]}, high[2] = {b[2], b[3]};
-      ptx::MmaM16N8K16(softmax.out[d / 8], a, low, softmax.out[d / 8]);
-      ptx::MmaM16N8K16(softmax.out[d / 8 + 1], a, high, softmax.out[d / 8 + 1]);
-    }
-  }
+  const __half* const b = values.Row(lane % 16) + lane / 16 * 8;
+  // Steps of 16 tokens.
+  ptx::MmaOfRows<true, kTile / 16, kD / 16, kTile / 16>(
+      softmax.out,
+      [&](int s) {
+        const auto pair = [&](int n, int i) {
+          return AsBits(__floats2half2_rn(weights[2 * s + n][i],
+                                          weights[2 * s + n][i + 1]));
+        };
+        return ptx::Fragment{{pair(0, 0), pair(0, 2), pair(1, 0), pair(1, 2)}};
+      },
+      [=](int s, int p) {
+        return b + 16 * s * SharedTile<kD>::kStride + 16 * p;
+      });
 }
 
 // Scores become weights; what was summed so far is rescaled.
@@ -290,9 +275,7 @@ __device__ __forceinline__ void Exponentiate(
   float factors[2], subtract[2];
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    for (int lanes = 1; lanes < 4; lanes *= 2)
-      largest[h] =
-          fmaxf(largest[h], __shfl_xor_sync(kAllLanes, largest[h], lanes));
+    largest[h] = WarpReduce<1, 2>(largest[h], MaxOf());
     const float next = fmaxf(softmax.max[h], largest[h]);
     subtract[h] = next == -INFINITY ? 0.0f : next;  // a row that saw no token
     factors[h] = exp2f(softmax.max[h] - subtract[h]);
@@ -319,9 +302,7 @@ __device__ void WriteRows(const CudaAttentionParams& params, const Rows& rows,
   const int head_dim = params.layer.head_dim;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    float sum = softmax.sum[h];
-    for (int lanes = 1; lanes < 4; lanes *= 2)
-      sum += __shfl_xor_sync(kAllLanes, sum, lanes);
+    const float sum = WarpReduce<1, 2>(softmax.sum[h], SumOf());
     const int r = threadIdx.x / 32 * kWarpRows + lane / 4 + 8 * h;
     if (!rows.Real(r)) continue;
     const int64_t row = rows.chunk_row + rows.Query(r);

@@ -2,6 +2,7 @@
 // limit. A row belongs to a block (norms, cross-entropy) or a head to a warp;
 // what is elementwise strides over the grid.
 #include "kvmix/base/cuda.h"
+#include "kvmix/base/warp.h"
 #include "models/cuda_ops.h"
 
 namespace kvmix {
@@ -9,37 +10,24 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / 32;
-constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int64_t kMaxBlocks = 4096;  // of kernels that stride
 
 __device__ __forceinline__ float WarpSum(float v) {
-#pragma unroll
-  for (int d = 16; d > 0; d /= 2) v += __shfl_xor_sync(kAllLanes, v, d);
-  return v;
+  return WarpReduce<16, 8, 4, 2, 1>(v, SumOf());
 }
 
-struct Add {
-  static __device__ __forceinline__ float Of(float a, float b) { return a + b; }
-};
-struct Max {
-  static __device__ __forceinline__ float Of(float a, float b) {
-    return fmaxf(a, b);
-  }
-};
-
-// The reduction of all threads' v, in every thread.
-template <typename Op>
-__device__ float BlockReduce(float v) {
+// The reduction of all threads' v, in every thread. The calls of a kernel have
+// different numbers, for memory of their own: none waits until others have read
+// what it writes over.
+template <int kCall, typename Op>
+__device__ float BlockReduce(float v, const Op& op) {
   KVMIX_SHARED(float, partial, [kWarps]);
-#pragma unroll
-  for (int d = 16; d > 0; d /= 2)
-    v = Op::Of(v, __shfl_xor_sync(kAllLanes, v, d));
+  v = WarpReduce<16, 8, 4, 2, 1>(v, op);
   if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = v;
   __syncthreads();
   v = partial[0];
 #pragma unroll
-  for (int w = 1; w < kWarps; ++w) v = Op::Of(v, partial[w]);
-  __syncthreads();  // partial may be written again
+  for (int w = 1; w < kWarps; ++w) v = op(v, partial[w]);
   return v;
 }
 
@@ -85,7 +73,8 @@ __device__ float InverseRms(const float* row, int64_t size, float eps) {
   float squares = 0;
   for (int64_t i = threadIdx.x; i < size; i += kThreads)
     squares = fmaf(row[i], row[i], squares);
-  return rsqrtf(BlockReduce<Add>(squares) / static_cast<float>(size) + eps);
+  return rsqrtf(BlockReduce<0>(squares, SumOf()) / static_cast<float>(size) +
+                eps);
 }
 
 template <typename T>
@@ -112,7 +101,8 @@ __global__ void __launch_bounds__(kThreads)
   float dot = 0;
   for (int64_t i = threadIdx.x; i < size; i += kThreads)
     dot = fmaf(dout[first + i] * weight[i], x[first + i], dot);
-  const float slope = r * r * BlockReduce<Add>(dot) / static_cast<float>(size);
+  const float slope =
+      r * r * BlockReduce<1>(dot, SumOf()) / static_cast<float>(size);
   for (int64_t i = threadIdx.x; i < size; i += kThreads) {
     const int64_t at = first + i;
     dx[at] += r * (dout[at] * weight[i] - x[at] * slope);
@@ -250,11 +240,11 @@ __global__ void __launch_bounds__(kThreads)
   float max = -INFINITY;
   for (int64_t i = first + threadIdx.x; i <= t; i += kThreads)
     max = fmaxf(max, row[i]);
-  max = BlockReduce<Max>(max);
+  max = BlockReduce<0>(max, MaxOf());
   float sum = 0;
   for (int64_t i = first + threadIdx.x; i <= t; i += kThreads)
     sum += expf(row[i] - max);
-  sum = BlockReduce<Add>(sum);
+  sum = BlockReduce<1>(sum, SumOf());
   for (int64_t i = threadIdx.x; i < num_tokens; i += kThreads)
     row[i] = i >= first && i <= t ? expf(row[i] - max) / sum : 0.0f;
 }
@@ -266,7 +256,7 @@ __global__ void __launch_bounds__(kThreads)
   float dot = 0;
   for (int64_t i = threadIdx.x; i < num_tokens; i += kThreads)
     dot = fmaf(p[first + i], dp[first + i], dot);
-  dot = BlockReduce<Add>(dot);
+  dot = BlockReduce<0>(dot, SumOf());
   for (int64_t i = threadIdx.x; i < num_tokens; i += kThreads)
     dp[first + i] = scale * p[first + i] * (dp[first + i] - dot);
 }
@@ -281,11 +271,11 @@ __global__ void __launch_bounds__(kThreads)
   float max = -INFINITY;
   for (int64_t i = threadIdx.x; i < size; i += kThreads)
     max = fmaxf(max, row[i]);
-  max = BlockReduce<Max>(max);
+  max = BlockReduce<0>(max, MaxOf());
   float sum = 0;
   for (int64_t i = threadIdx.x; i < size; i += kThreads)
     sum += expf(row[i] - max);
-  sum = BlockReduce<Add>(sum);
+  sum = BlockReduce<1>(sum, SumOf());
   if (threadIdx.x == 0) loss[blockIdx.x] = logf(sum) + max - label_logit;
   for (int64_t i = threadIdx.x; i < size; i += kThreads) {
     const float p = expf(row[i] - max) / sum;

@@ -22,7 +22,7 @@ ARCHITECTURES = ["80", "90a"]
 # every load and store by a call, libtsan is not linked.
 _ASAN = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 VARIANTS = {
-    "fast": struct(copts = ["-O2"], linkopts = [], kernel_copts = [], checker = "no_check.cc", args = ["--gtest_repeat=3"]),
+    "fast": struct(copts = ["-O3"], linkopts = [], kernel_copts = [], checker = "no_check.cc", args = ["--gtest_repeat=3"]),
     "asan": struct(copts = ["-O1", "-g1"] + _ASAN, linkopts = _ASAN, kernel_copts = [], checker = "no_check.cc", args = []),
     "check": struct(copts = ["-O1", "-g1", "-DEMU_CHECK"], linkopts = [], kernel_copts = ["-fsanitize=thread"], checker = "check.cc", args = []),
 }
@@ -89,14 +89,14 @@ def emulator_library(name, variant):
     v = VARIANTS[variant]
     native.cc_library(
         name = name,
-        srcs = ["cublas.cc", "cudart.cc", "internal.h", "scheduler.cc", v.checker],
-        hdrs = ["device_functions.h", "emulator.h"],
+        srcs = ["cublas.cc", "cudart.cc", "internal.h", "matrix_product.cc", "matrix_product.h", "scheduler.cc", "tensor_cores.cc", v.checker],
+        hdrs = ["device_functions.h", "emulator.h", "tensor_cores.h"],
         copts = _COPTS + v.copts,
         linkopts = v.linkopts,
         linkstatic = True,  # the checker takes the program's own image for static storage
         alwayslink = True,
         tags = _TAGS,
-        deps = ["@cuda//:headers", "@system//:boost_context"],
+        deps = ["//kvmix/base:half", "@cuda//:headers", "@system//:boost_context", "@system//:highway"],
     )
 
 def kvmix_cuda_kernels(name, srcs, hdrs, deps = [], kernels = [], **kw):

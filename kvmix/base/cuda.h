@@ -10,7 +10,7 @@
 //   cudaError_t e = kvmix::Launch(Scale, grid, block, smem, stream, x, 2.f);
 //
 // Kernels stand in an unnamed namespace. Device code differs between the two
-// worlds only in ptx.h.
+// worlds only in ptx.h and warp.h.
 #pragma once
 
 #include <utility>

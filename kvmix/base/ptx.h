@@ -1,6 +1,8 @@
 // Inline PTX and, for the emulator, its meaning. Nothing else in the project
 // contains asm.
 #pragma once
+#include <type_traits>
+
 #include "kvmix/base/cuda.h"
 
 namespace kvmix::ptx {
@@ -29,51 +31,10 @@ __device__ __forceinline__ void MmaM16N8K16(float (&d)[4],
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]),
         "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
 #elif !defined(__CUDACC__)
-  struct Arg {
-    const unsigned *a, *b;
-    const float* c;
-    float d[4];
-  } mine{a, b, c, {}};
-  ::emu::WarpCollective(
-      ~0u, "mma.m16n8k16", &mine,
-      [](void** args, unsigned) {
-        float A[16][16], B[16][8];
-        auto lo = [](unsigned v) {
-          return __half2float(
-              ::emu::Bits<__half>(static_cast<unsigned short>(v)));
-        };
-        auto hi = [](unsigned v) {
-          return __half2float(
-              ::emu::Bits<__half>(static_cast<unsigned short>(v >> 16)));
-        };
-        for (int lane = 0; lane < 32; ++lane) {
-          auto& x = *static_cast<Arg*>(args[lane]);
-          const int g = lane / 4, t = lane % 4 * 2;
-          for (int i = 0; i < 4; ++i) {
-            const int r = g + i % 2 * 8, k = t + i / 2 * 8;
-            A[r][k] = lo(x.a[i]);
-            A[r][k + 1] = hi(x.a[i]);
-          }
-          for (int i = 0; i < 2; ++i) {
-            const int k = t + i * 8;
-            B[k][g] = lo(x.b[i]);
-            B[k + 1][g] = hi(x.b[i]);
-          }
-        }
-        for (int lane = 0; lane < 32; ++lane) {
-          auto& x = *static_cast<Arg*>(args[lane]);
-          for (int i = 0; i < 4; ++i) {
-            const int r = lane / 4 + i / 2 * 8, n = lane % 4 * 2 + i % 2;
-            // The hardware's order and rounding of the sum are unspecified:
-            // compare with a tolerance.
-            double sum = x.c[i];
-            for (int k = 0; k < 16; ++k) sum += double(A[r][k]) * B[k][n];
-            x.d[i] = float(sum);
-          }
-        }
-      },
-      __builtin_FILE(), __builtin_LINE());
-  for (int i = 0; i < 4; ++i) d[i] = mine.d[i];
+  float sum[1][4] = {{c[0], c[1], c[2], c[3]}};
+  const ::emu::TensorOperands mine{.a = &a, .b = &b, .d = sum};
+  ::emu::MultiplyOnTensorCores(mine, "mma.m16n8k16");
+  for (int i = 0; i < 4; ++i) d[i] = sum[0][i];
 #endif
 }
 
@@ -95,15 +56,11 @@ __device__ __forceinline__ void LdMatrixX4(unsigned (&r)[4], const void* row) {
                  : "r"(address)
                  : "memory");
 #elif !defined(__CUDACC__)
-  if (reinterpret_cast<uintptr_t>(row) % 16)
-    ::emu::Report("ldmatrix: row address not 16-byte aligned");
   struct Arg {
-    unsigned short row[8];
+    ::emu::MatrixRow row;
     unsigned r[4];
   } mine;
-  // Read by the lane that names it: races are laid at its door.
-  for (int i = 0; i < 8; ++i)
-    mine.row[i] = static_cast<const unsigned short*>(row)[i];
+  ::emu::ReadMatrixRow(row, mine.row);
   ::emu::WarpCollective(
       ~0u, "ldmatrix", &mine,
       [](void** args, unsigned) {
@@ -120,6 +77,60 @@ __device__ __forceinline__ void LdMatrixX4(unsigned (&r)[4], const void* row) {
       },
       __builtin_FILE(), __builtin_LINE());
   for (int i = 0; i < 4; ++i) r[i] = mine.r[i];
+#endif
+}
+
+struct Fragment {
+  unsigned x[4];
+};
+
+// d[n] += sum over steps s of A[s] B[s][n], as MmaM16N8K16 of operands that
+// LdMatrixX4 reads: b_row(s, n / 2) is the address that this lane gives for
+// columns n and n + 1 of B, a_of(s) that for A, or A's Fragment itself. On the
+// emulator one operation of the warp, which is far cheaper.
+template <bool kTransposed, int kSteps, int kPairs, int kUnroll, typename A,
+          typename B>
+__device__ __forceinline__ void MmaOfRows(float (&d)[2 * kPairs][4],
+                                          const A& a_of, const B& b_row) {
+  constexpr bool kRowsOfA = std::is_pointer_v<std::invoke_result_t<A, int>>;
+#ifdef __CUDA_ARCH__
+#pragma unroll kUnroll
+  for (int s = 0; s < kSteps; ++s) {
+    Fragment a;
+    if constexpr (kRowsOfA) {
+      LdMatrixX4(a.x, a_of(s));
+    } else {
+      a = a_of(s);
+    }
+#pragma unroll
+    for (int p = 0; p < kPairs; ++p) {
+      unsigned b[4];
+      LdMatrixX4<kTransposed>(b, b_row(s, p));
+      const unsigned low[2] = {b[0], b[1]}, high[2] = {b[2], b[3]};
+      MmaM16N8K16(d[2 * p], a.x, low, d[2 * p]);
+      MmaM16N8K16(d[2 * p + 1], a.x, high, d[2 * p + 1]);
+    }
+  }
+#elif !defined(__CUDACC__)
+  Fragment a[kSteps];
+  ::emu::MatrixRow a_rows[kSteps], b_rows[kSteps * kPairs];
+  for (int s = 0; s < kSteps; ++s) {
+    if constexpr (kRowsOfA) {
+      ::emu::ReadMatrixRow(a_of(s), a_rows[s]);
+    } else {
+      a[s] = a_of(s);
+    }
+    for (int p = 0; p < kPairs; ++p)
+      ::emu::ReadMatrixRow(b_row(s, p), b_rows[s * kPairs + p]);
+  }
+  const ::emu::TensorOperands mine{.steps = kSteps,
+                                   .products = 2 * kPairs,
+                                   .a = kRowsOfA ? nullptr : &a[0].x,
+                                   .a_rows = kRowsOfA ? a_rows : nullptr,
+                                   .b_rows = b_rows,
+                                   .b_transposed = kTransposed,
+                                   .d = d};
+  ::emu::MultiplyOnTensorCores(mine, "ldmatrix, mma.m16n8k16");
 #endif
 }
 

@@ -1,12 +1,13 @@
 // Stand-in for the part of cuBLAS that the project uses: products of
-// column-major matrices through Eigen, in order on the handle's stream. Sums
-// are taken in float.
+// column-major matrices, in order on the handle's stream. Sums are taken in
+// float.
 #include <cublas_v2.h>
 
 #include <eigen3/Eigen/Core>
 
 #include "tools/cuda_emulator/emulator.h"
 #include "tools/cuda_emulator/internal.h"
+#include "tools/cuda_emulator/matrix_product.h"
 
 struct cublasContext {
   cudaStream_t stream = nullptr;
@@ -120,7 +121,10 @@ cublasStatus_t cublasGemmEx(cublasHandle_t h, cublasOperation_t op_a,
   const View va{a, type_a, lda, op_a}, vb{b, type_b, ldb, op_b};
   emu::Enqueue(h->stream, [=] {
     emu::DeviceMemoryAccessible(true);
-    MatrixXf product = s * (Load(va, m, k) * Load(vb, k, n));
+    MatrixXf product(m, n);
+    emu::MatrixProduct(Load(va, m, k).data(), Load(vb, k, n).data(), m, n, k,
+                       product.data());
+    if (s != 1) product *= s;
     if (t != 0) product += t * Load({c, type_c, ldc}, m, n);
     Store(product, c, type_c, ldc);
     emu::DeviceMemoryAccessible(false);

@@ -3,6 +3,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <algorithm>
 #include <cmath>
 #include <type_traits>
 #include <vector>
@@ -23,10 +24,11 @@ class CublasTest : public testing::Test {};
 using Types = testing::Types<float, __half, __nv_bfloat16>;
 TYPED_TEST_SUITE(CublasTest, Types);
 
-TYPED_TEST(CublasTest, GemmOfEveryTransposition) {
-  using T = TypeParam;
-  const int m = 7, n = 5, k = 11, lda = 13, ldb = 14, ldc = 9;
-  std::vector<T> a(lda * 13), b(ldb * 13);
+// c [m, n] = 2 a b + 3 c, of every transposition.
+template <typename T>
+void ExpectGemm(int m, int n, int k) {
+  const int lda = std::max(m, k) + 2, ldb = std::max(n, k) + 3, ldc = m + 2;
+  std::vector<T> a(lda * lda), b(ldb * ldb);
   for (size_t i = 0; i < a.size(); ++i) a[i] = T(std::sin(i * 1.7f));
   for (size_t i = 0; i < b.size(); ++i) b[i] = T(std::cos(i * 0.9f));
   DeviceVector<T> da(a), db(b);
@@ -61,6 +63,11 @@ TYPED_TEST(CublasTest, GemmOfEveryTransposition) {
     }
   }
   cublasDestroy(handle);
+}
+
+TYPED_TEST(CublasTest, GemmOfEveryTransposition) {
+  ExpectGemm<TypeParam>(7, 5, 11);
+  ExpectGemm<TypeParam>(35, 9, 40);
 }
 
 TEST(CublasErrorsTest, ShapesAndTypesThatDoNotFitAreRefused) {

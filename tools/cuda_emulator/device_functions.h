@@ -3,12 +3,15 @@
 // Only what a kernel of ours uses.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
 
+#include "kvmix/base/half.h"
 #include "tools/cuda_emulator/emulator.h"
+#include "tools/cuda_emulator/tensor_cores.h"
 
 // Where a device function was called.
 #define EMU_SITE \
@@ -102,6 +105,36 @@ R Vote(unsigned mask, int predicate, const char* operation,
   return mine.result;
 }
 
+// kvmix/base/warp.h: as a __shfl_xor_sync for each distance.
+template <int... kDistances, typename T, typename Op>
+T Reduce(T value, const Op& op) {
+  struct Argument {
+    T value;
+    const Op* op;
+  } mine{value, &op};
+  WarpCollective(
+      ~0u, "reduction", &mine,
+      [](void** args, unsigned lanes) {
+        if (lanes != ~0u)
+          return Report("reduction: lanes %#x take no part", ~lanes);
+        T values[32];
+        for (int i = 0; i < 32; ++i)
+          values[i] = static_cast<Argument*>(args[i])->value;
+        const auto combine = [&](int distance) {
+          T before[32];
+          std::copy(values, values + 32, before);
+          for (int i = 0; i < 32; ++i)
+            values[i] = (*static_cast<Argument*>(args[i])->op)(
+                before[i], before[i ^ distance]);
+        };
+        (combine(kDistances), ...);
+        for (int i = 0; i < 32; ++i)
+          static_cast<Argument*>(args[i])->value = values[i];
+      },
+      __builtin_FILE(), __builtin_LINE());
+  return mine.value;
+}
+
 inline int SegmentStart(int lane, int width) { return lane & ~(width - 1); }
 
 }  // namespace emu
@@ -138,6 +171,26 @@ inline int __any_sync(unsigned mask, int predicate, EMU_SITE) {
       [](unsigned set, unsigned) { return static_cast<int>(set != 0); }, file,
       line);
 }
+
+// ---- Tensor cores (kvmix/base/ptx.h) ----
+
+namespace emu {
+
+// By the lane that names the row: races are laid at its door.
+inline void ReadMatrixRow(const void* row, MatrixRow& to) {
+  if (reinterpret_cast<uintptr_t>(row) % 16)
+    return Report("ldmatrix: row address not 16-byte aligned");
+  const uint4 x = *static_cast<const uint4*>(row);
+  std::memcpy(to, &x, sizeof x);
+}
+
+inline void MultiplyOnTensorCores(const TensorOperands& operands,
+                                  const char* operation) {
+  WarpCollective(~0u, operation, const_cast<TensorOperands*>(&operands),
+                 Multiply, __builtin_FILE(), __builtin_LINE());
+}
+
+}  // namespace emu
 
 // ---- Atomics: plain reads and writes (there is one OS thread), kept out of
 // the instrumented code and recorded as atomic ----
@@ -188,6 +241,39 @@ template <typename T>
 T __ldg(const T* p) {
   return *p;
 }
+
+// ---- Halves: NVIDIA's host versions, to the bit, without their loops over
+// bits. What those call among themselves stays theirs ----
+
+namespace emu {
+
+inline float HalfToFloat(__half h) {
+  const float x = kvmix::ToFloat(Bits<kvmix::Half>(h));
+  return x == x ? x : Bits<float>(0x7fffffffu);
+}
+inline __half FloatToHalf(float x) {
+  return Bits<__half>(x == x ? kvmix::ToHalf(x)
+                             : kvmix::Half{static_cast<uint16_t>(0x7fff)});
+}
+inline __half2 FloatsToHalf2(float low, float high) {
+  return {FloatToHalf(low), FloatToHalf(high)};
+}
+inline float2 Half2ToFloats(__half2 x) {
+  return make_float2(HalfToFloat(x.x), HalfToFloat(x.y));
+}
+inline __half2 MultiplyHalf2(__half2 a, __half2 b) {
+  const float2 x = Half2ToFloats(a), y = Half2ToFloats(b);
+  return FloatsToHalf2(x.x * y.x, x.y * y.y);
+}
+
+}  // namespace emu
+
+#define __half2float ::emu::HalfToFloat
+#define __float2half ::emu::FloatToHalf
+#define __float2half_rn ::emu::FloatToHalf
+#define __floats2half2_rn ::emu::FloatsToHalf2
+#define __half22float2 ::emu::Half2ToFloats
+#define __hmul2 ::emu::MultiplyHalf2
 
 // ---- Scalars ----
 

@@ -1,11 +1,13 @@
 // Runs the blocks of a grid: fibers, barriers, warp collectives, shared memory,
 // queues of asynchronous copies.
 //
-// A fiber runs until it waits, then jumps straight to another ready fiber; when
-// none is ready it returns to the root, which is the host's own stack. Released
-// fibers are put at random places of the whole ready list, so that warps
-// interleave. ASan is told of every jump: it keeps a stack's bounds and a "fake
-// stack" for each.
+// A thread runs until it waits, then jumps straight to another ready thread;
+// when none is ready it returns to the root, which is the host's own stack. It
+// takes a stack when it begins: that of the thread that just ended, where one
+// did, so that threads that never wait cost no jump. Shuffled, released threads
+// are put at random places of the whole ready list, so that warps interleave.
+// ASan is told of every jump: it keeps a stack's bounds and a "fake stack" for
+// each.
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -44,11 +46,15 @@ struct Copy {
   int bytes;
 };
 
-struct Fiber {
+struct Stack {
   fc::fcontext_t context = nullptr;
-  void* stack = nullptr;  // lowest usable address
-  size_t stack_bytes = 0;
+  void* lowest = nullptr;  // usable address
+  size_t bytes = 0;
   void* fake_stack = nullptr;  // ASan's
+};
+
+struct Thread {
+  Stack* stack = nullptr;  // null before it begins
   uint3 index{};
   int id = 0;
   State state = State::kReady;
@@ -56,8 +62,8 @@ struct Fiber {
   int line = 0;
   const char* op = nullptr;
   unsigned warp_epoch = 0;
-  std::vector<Copy> open_group;
-  std::vector<std::vector<Copy>> groups;
+  std::vector<Copy> copies;        // asked for, not yet done
+  std::vector<size_t> group_ends;  // in `copies`, of committed groups
 };
 
 struct Collective {
@@ -78,23 +84,27 @@ struct Shared {
 };
 
 struct Grid {
-  std::vector<std::unique_ptr<Fiber>> fibers;
-  std::vector<Fiber*> ready;
+  std::vector<Thread> threads;
+  std::vector<std::unique_ptr<Stack>> stacks;
+  std::vector<Stack*> idle;
+  std::vector<Thread*> ready;
   std::vector<Warp> warps;
   std::vector<Shared> shared;
   char* dynamic = nullptr;
   size_t dynamic_bytes = 0, limit = 0;
-  int threads = 0, at_barrier = 0, exited = 0;
+  int at_barrier = 0, exited = 0;
   void (*body)(void*) = nullptr;
   void* argument = nullptr;
   size_t argument_bytes = 0;
   bool in_collective = false;
   bool failed = false;
+  int num_threads() const { return static_cast<int>(threads.size()); }
 };
 
 Grid g;
-Fiber root;
-Fiber* current = &root;
+Stack root;
+Stack* running = &root;
+Thread* current = nullptr;  // of the kernel; null on the root
 Options the_options;
 std::string reports;
 uint64_t random_state = 1;
@@ -106,70 +116,160 @@ uint64_t Random() {  // xorshift64
   return random_state ^= random_state << 17;
 }
 
-size_t Below(size_t n) { return (Random() >> 32) * n >> 32; }
-
-// First thing done on a fiber's own stack after it was switched to.
-void Switched() {
-#ifdef __SANITIZE_ADDRESS__
-  __sanitizer_finish_switch_fiber(current->fake_stack, nullptr, nullptr);
-#endif
-  threadIdx = current->index;
+// Operations are named by literals, which differ between object files at most.
+bool SameOperation(const char* a, const char* b) {
+  return a == b || !std::strcmp(a, b);
 }
 
-void SwitchTo(Fiber* to) {
-  Fiber* from = current;
-  if (from == to) return;
-  current = to;
+size_t Below(size_t n) { return (Random() >> 32) * n >> 32; }
+
+// First thing done on a stack after it was switched to.
+void Switched() {
 #ifdef __SANITIZE_ADDRESS__
-  __sanitizer_start_switch_fiber(&from->fake_stack, to->stack, to->stack_bytes);
+  __sanitizer_finish_switch_fiber(running->fake_stack, nullptr, nullptr);
+#endif
+}
+
+void SwitchTo(Stack* to) {
+  Stack* from = running;
+  if (from == to) return;
+  running = to;
+#ifdef __SANITIZE_ADDRESS__
+  __sanitizer_start_switch_fiber(&from->fake_stack, to->lowest, to->bytes);
 #endif
   fc::transfer_t t = fc::jump_fcontext(to->context, from);
-  static_cast<Fiber*>(t.data)->context = t.fctx;
+  static_cast<Stack*>(t.data)->context = t.fctx;
   Switched();
 }
 
-void Next() {
-  if (g.failed || g.ready.empty()) return SwitchTo(&root);
-  Fiber* f = g.ready.back();
-  g.ready.pop_back();
-  SwitchTo(f);
+void FiberMain();
+void Entry(fc::transfer_t t) {
+  static_cast<Stack*>(t.data)->context = t.fctx;
+  FiberMain();
 }
 
-// They run before whatever was ready, in the order asked for; shuffled ones
-// anywhere in the whole list, so that warps interleave.
-void Release(Fiber** begin, Fiber** end) {
-  const size_t at = g.ready.size();
-  g.ready.insert(g.ready.end(), begin, end);
-  for (size_t i = at; i < g.ready.size(); ++i)
-    g.ready[i]->state = State::kReady;
-  auto first = g.ready.begin() + at;
-  if (the_options.order == Order::kShuffled) {
-    for (size_t i = at; i < g.ready.size(); ++i)
-      std::swap(g.ready[i], g.ready[Below(i + 1)]);
-  } else {
-    std::sort(first, g.ready.end(), [](Fiber* a, Fiber* b) {
-      return the_options.order == Order::kAscending ? a->id > b->id
-                                                    : a->id < b->id;
-    });
+// A fresh context. Tops of stacks lie in different sets of the caches.
+void Prepare(Stack* s, size_t number) {
+#ifdef __SANITIZE_ADDRESS__
+  // Frames of an abandoned thread.
+  __asan_unpoison_memory_region(s->lowest, s->bytes);
+#endif
+  s->fake_stack = nullptr;
+  const size_t bytes = s->bytes - number * 192 % 4096;
+  s->context =
+      fc::make_fcontext(static_cast<char*>(s->lowest) + bytes, bytes, Entry);
+}
+
+// With a guard page below.
+std::unique_ptr<Stack> NewStack() {
+  const size_t bytes = the_options.stack_bytes;
+  char* m = static_cast<char*>(
+      mmap(nullptr, bytes + 4096, PROT_READ | PROT_WRITE,
+           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+  mprotect(m, 4096, PROT_NONE);
+  auto s = std::make_unique<Stack>();
+  s->lowest = m + 4096;
+  s->bytes = bytes;
+  return s;
+}
+
+// Stacks are kept between launches, each waiting in FiberMain for a thread to
+// run; not after a failure, which abandons threads on them.
+void PrepareStacks() {
+  if (!g.stacks.empty() && g.stacks[0]->bytes != the_options.stack_bytes) {
+    for (const auto& s : g.stacks)
+      munmap(static_cast<char*>(s->lowest) - 4096, s->bytes + 4096);
+    g.stacks.clear();
+    g.idle.clear();
+  }
+  if (g.idle.size() == g.stacks.size()) return;
+  g.idle.clear();
+  for (size_t i = 0; i < g.stacks.size(); ++i) {
+    Prepare(g.stacks[i].get(), i);
+    g.idle.push_back(g.stacks[i].get());
   }
 }
 
+Stack* IdleStack() {
+  if (g.idle.empty()) {
+    g.stacks.push_back(NewStack());
+    Prepare(g.stacks.back().get(), g.stacks.size());
+    g.idle.push_back(g.stacks.back().get());
+  }
+  Stack* s = g.idle.back();
+  g.idle.pop_back();
+  return s;
+}
+
+// The thread to go on with; null: back to the root.
+Thread* TakeReady() {
+  if (g.failed || g.ready.empty()) return nullptr;
+  Thread* t = g.ready.back();
+  g.ready.pop_back();
+  return t;
+}
+
+void Become(Thread* t) {
+  current = t;
+  threadIdx = t->index;
+}
+
+void Resume(Thread* t) {
+  if (t == nullptr) {
+    current = nullptr;
+    return SwitchTo(&root);
+  }
+  Become(t);
+  if (t->stack == nullptr) t->stack = IdleStack();
+  SwitchTo(t->stack);
+}
+
+// The running thread waits.
+void Next() { Resume(TakeReady()); }
+
+// `threads`, in ascending order, run before whatever was ready, in the order
+// asked for; shuffled ones anywhere in the whole list, so that warps
+// interleave.
+void Release(Thread** threads, int count) {
+  const size_t at = g.ready.size();
+  g.ready.resize(at + count);
+  for (int i = 0; i < count; ++i) {
+    threads[i]->state = State::kReady;
+    const bool first_is_last = the_options.order == Order::kAscending;
+    g.ready[at + (first_is_last ? count - 1 - i : i)] = threads[i];
+  }
+  if (the_options.order != Order::kShuffled) return;
+  for (size_t i = at; i < g.ready.size(); ++i)
+    std::swap(g.ready[i], g.ready[Below(i + 1)]);
+}
+
+void ReleaseBlock() {
+  static std::vector<Thread*> all;
+  all.clear();
+  for (Thread& t : g.threads) all.push_back(&t);
+  Release(all.data(), g.num_threads());
+}
+
 void Complete(Warp& w, size_t i, int warp) {
-  Collective c = w.pending[i];
-  w.pending.erase(w.pending.begin() + i);
+  Collective& c = w.pending[i];
   g.in_collective = true;
   c.fn(c.args, c.arrived);
   g.in_collective = false;
-  Fiber* back[32];
+  const bool orders = SameOperation(c.op, "syncwarp");
+  Thread* back[32];
   int n = 0;
-  for (int lane = 0; lane < 32; ++lane)
-    if (c.arrived >> lane & 1) back[n++] = g.fibers[warp * 32 + lane].get();
-  if (!std::strcmp(c.op, "syncwarp"))
-    for (int k = 0; k < n; ++k) ++back[k]->warp_epoch;
-  Release(back, back + n);
+  for (int lane = 0; lane < 32; ++lane) {
+    if (!(c.arrived >> lane & 1)) continue;
+    back[n] = &g.threads[warp * 32 + lane];
+    back[n++]->warp_epoch += orders;
+  }
+  if (i + 1 < w.pending.size()) c = w.pending.back();
+  w.pending.pop_back();
+  Release(back, n);
 }
 
-void Finish() {
+// Of the running thread, in the books.
+void End() {
   Warp& w = g.warps[current->id / 32];
   w.exited |= 1u << current->id % 32;
   ++g.exited;
@@ -180,43 +280,27 @@ void Finish() {
       Complete(w, i, current->id / 32);
       break;
     }
-  if (!current->open_group.empty() || !current->groups.empty())
+  if (!current->copies.empty())
     Report("thread %d ends with cp.async copies not waited for", current->id);
-  Next();
 }
 
+// What runs on every stack: `current`, once it was switched to, and then
+// whatever thread begins where it ended.
 void FiberMain() {
   Switched();
   for (;;) {
     g.body(g.argument);
-    Finish();
+    End();
+    Stack* const own = std::exchange(current->stack, nullptr);
+    Thread* const next = TakeReady();
+    if (next != nullptr && next->stack == nullptr) {
+      next->stack = own;
+      Become(next);
+    } else {
+      g.idle.push_back(own);
+      Resume(next);
+    }
   }
-}
-void Entry(fc::transfer_t t) {
-  static_cast<Fiber*>(t.data)->context = t.fctx;
-  FiberMain();
-}
-
-// A fresh context; the stack is kept between launches, with a guard page below.
-void Prepare(Fiber* f) {
-  const size_t bytes = the_options.stack_bytes;
-  if (f->stack_bytes != bytes) {
-    if (f->stack)
-      munmap(static_cast<char*>(f->stack) - 4096, f->stack_bytes + 4096);
-    char* m = static_cast<char*>(
-        mmap(nullptr, bytes + 4096, PROT_READ | PROT_WRITE,
-             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-    mprotect(m, 4096, PROT_NONE);
-    f->stack = m + 4096;
-    f->stack_bytes = bytes;
-  }
-#ifdef __SANITIZE_ADDRESS__
-  // Frames of an abandoned fiber.
-  __asan_unpoison_memory_region(f->stack, bytes);
-#endif
-  f->fake_stack = nullptr;
-  f->context =
-      fc::make_fcontext(static_cast<char*>(f->stack) + bytes, bytes, Entry);
 }
 
 void DescribeStuckBlock() {
@@ -225,15 +309,14 @@ void DescribeStuckBlock() {
     int first;
   };
   std::map<std::string, Line> where;
-  for (int i = 0; i < g.threads; ++i) {
-    Fiber& f = *g.fibers[i];
+  for (const Thread& t : g.threads) {
     std::string key =
-        f.state == State::kDone
+        t.state == State::kDone
             ? "ended"
             : std::string("wait at ") +
-                  (f.state == State::kBarrier ? "__syncthreads" : f.op) + " " +
-                  f.file + ":" + std::to_string(f.line);
-    auto [it, fresh] = where.try_emplace(key, Line{0, i});
+                  (t.state == State::kBarrier ? "__syncthreads" : t.op) + " " +
+                  t.file + ":" + std::to_string(t.line);
+    auto [it, fresh] = where.try_emplace(key, Line{0, t.id});
     ++it->second.count;
   }
   std::string text;
@@ -246,10 +329,10 @@ void DescribeStuckBlock() {
 
 void FindRootStack() {
 #ifdef __SANITIZE_ADDRESS__
-  if (root.stack) return;
+  if (root.lowest) return;
   pthread_attr_t attributes;
   pthread_getattr_np(pthread_self(), &attributes);
-  pthread_attr_getstack(&attributes, &root.stack, &root.stack_bytes);
+  pthread_attr_getstack(&attributes, &root.lowest, &root.bytes);
   pthread_attr_destroy(&attributes);
   the_options.stack_bytes =
       std::max<size_t>(the_options.stack_bytes, 256 << 10);
@@ -269,28 +352,38 @@ std::vector<uint64_t> BlockOrder(uint64_t blocks) {
   return order;
 }
 
+// Of the block's threads, numbers and indices.
+void PrepareThreads(dim3 block) {
+  const int count = block.x * block.y * block.z;
+  g.threads.resize(count);
+  for (int i = 0; i < count; ++i) {
+    g.threads[i].id = i;
+    g.threads[i].index =
+        make_uint3(i % block.x, i / block.x % block.y, i / block.x / block.y);
+  }
+  g.warps.resize((count + 31) / 32);
+}
+
 // blockIdx is set.
 void RunBlock() {
-  g.warps.assign((g.threads + 31) / 32, {});
+  for (Warp& w : g.warps) {
+    w.pending.clear();
+    w.exited = 0;
+  }
+  for (Thread& t : g.threads) {
+    t.stack = nullptr;
+    t.warp_epoch = 0;
+    t.copies.clear();
+    t.group_ends.clear();
+  }
   g.at_barrier = g.exited = 0;
   g.ready.clear();
   for (Shared& s : g.shared) std::memset(s.data, the_options.poison, s.bytes);
   if (g.dynamic) std::memset(g.dynamic, the_options.poison, g.dynamic_bytes);
   BeginBlock();
-  std::vector<Fiber*> all;
-  for (int i = 0; i < g.threads; ++i) {
-    Fiber* f = g.fibers[i].get();
-    f->id = i;
-    f->index = make_uint3(i % blockDim.x, i / blockDim.x % blockDim.y,
-                          i / blockDim.x / blockDim.y);
-    f->warp_epoch = 0;
-    f->open_group.clear();
-    f->groups.clear();
-    all.push_back(f);
-  }
-  Release(all.data(), all.data() + all.size());
+  ReleaseBlock();
   Next();
-  if (!g.failed && g.exited != g.threads) {
+  if (!g.failed && g.exited != g.num_threads()) {
     DescribeStuckBlock();
     g.failed = true;
   }
@@ -314,13 +407,13 @@ Options& options() { return the_options; }
 std::string TakeReports() { return std::exchange(reports, {}); }
 unsigned LaneId() { return current->id % 32; }
 void* DynamicShared() { return g.dynamic; }
-int CurrentThread() { return current == &root ? -1 : current->id; }
+int CurrentThread() { return current == nullptr ? -1 : current->id; }
 unsigned CurrentWarpEpoch() { return current->warp_epoch; }
 bool IsThreadLocal(const void* p) {
   auto in = [p](void* begin, size_t bytes) {
     return p >= begin && p < static_cast<char*>(begin) + bytes;
   };
-  return g.in_collective || in(current->stack, current->stack_bytes) ||
+  return g.in_collective || in(running->lowest, running->bytes) ||
          in(g.argument, g.argument_bytes);
 }
 // Of exactly this size, so that ASan sees the end; aligned_alloc would want a
@@ -344,7 +437,7 @@ void Report(const char* format, ...) {
 void Trap(const char* what) {
   Report("%s in thread %d", what, current->id);
   g.failed = true;
-  SwitchTo(&root);
+  Resume(nullptr);
   std::abort();
 }
 
@@ -374,21 +467,17 @@ void SyncThreads(const char* file, int line) {
   current->file = file;
   current->line = line;
   current->state = State::kBarrier;
-  if (++g.at_barrier < g.threads) return Next();
+  if (++g.at_barrier < g.num_threads()) return Next();
   g.at_barrier = 0;
-  for (int i = 0; i < g.threads; ++i) {
-    Fiber& f = *g.fibers[i];
-    if (f.line != line || f.file != file) {
+  for (const Thread& t : g.threads) {
+    if (t.line != line || t.file != file) {
       Report("divergent barrier: thread %d waits at %s:%d, thread %d at %s:%d",
-             f.id, f.file, f.line, current->id, file, line);
+             t.id, t.file, t.line, current->id, file, line);
       break;
     }
   }
   NextEpoch();
-  static std::vector<Fiber*> all;
-  all.clear();
-  for (int i = 0; i < g.threads; ++i) all.push_back(g.fibers[i].get());
-  Release(all.data(), all.data() + all.size());
+  ReleaseBlock();
   Next();
 }
 
@@ -402,20 +491,20 @@ void WarpCollective(unsigned mask, const char* op, void* arg, WarpFn fn,
   if (!(mask >> lane & 1))
     Report("%s %s:%d: lane %d is not in its own mask %#x", op, file, line, lane,
            mask);
-  const int in_warp = std::min(32, g.threads - warp * 32);
+  const int in_warp = std::min(32, g.num_threads() - warp * 32);
   // Of a partial last warp, lanes that never existed count as exited.
   if (in_warp < 32) mask &= (1u << in_warp) - 1;
   size_t i = 0;
   while (i < w.pending.size() && !(w.pending[i].mask & mask)) ++i;
   if (i == w.pending.size()) w.pending.push_back({mask, 0, op, fn, {}});
   Collective& c = w.pending[i];
-  if (c.mask != mask || std::strcmp(c.op, op)) {
+  if (c.mask != mask || !SameOperation(c.op, op)) {
     Report(
         "warp divergence: lane %d at %s mask %#x %s:%d while others wait at %s "
         "mask %#x",
         lane, op, mask, file, line, c.op, c.mask);
     g.failed = true;
-    return SwitchTo(&root);
+    return Resume(nullptr);
   }
   c.arrived |= 1u << lane;
   c.args[lane] = arg;
@@ -428,21 +517,24 @@ void CpAsync(void* shared, const void* global, int bytes) {
   if (reinterpret_cast<uintptr_t>(shared) % bytes ||
       reinterpret_cast<uintptr_t>(global) % bytes)
     Report("cp.async: address not %d-byte aligned", bytes);
-  current->open_group.push_back({shared, global, bytes});
+  current->copies.push_back({shared, global, bytes});
 }
-void CpAsyncCommit() {
-  current->groups.push_back(std::exchange(current->open_group, {}));
-}
+void CpAsyncCommit() { current->group_ends.push_back(current->copies.size()); }
 void CpAsyncWait(int newest_left) {
-  auto& groups = current->groups;
-  while (int(groups.size()) > newest_left) {
-    for (const Copy& c : groups.front()) {
-      Record(c.from, c.bytes, kRead, __builtin_return_address(0));
-      Record(c.to, c.bytes, kWrite, __builtin_return_address(0));
-      std::memcpy(c.to, c.from, c.bytes);
-    }
-    groups.erase(groups.begin());
+  auto& ends = current->group_ends;
+  if (static_cast<int>(ends.size()) <= newest_left) return;
+  const auto last = ends.end() - newest_left;  // of the groups waited for
+  const size_t done = last[-1];
+  auto& copies = current->copies;
+  for (size_t i = 0; i < done; ++i) {
+    const Copy& c = copies[i];
+    Record(c.from, c.bytes, kRead, __builtin_return_address(0));
+    Record(c.to, c.bytes, kWrite, __builtin_return_address(0));
+    std::memcpy(c.to, c.from, c.bytes);
   }
+  copies.erase(copies.begin(), copies.begin() + done);
+  ends.erase(ends.begin(), last);
+  for (size_t& end : ends) end -= done;
 }
 
 size_t DynamicLimit(const void* kernel) {
@@ -473,15 +565,13 @@ void RunGrid(const void* kernel, dim3 grid, dim3 block, size_t smem,
   FindRootStack();
   random_state = the_options.seed * 0x9E3779B97F4A7C15ull | 1;
   g.limit = DynamicLimit(kernel);
-  g.threads = block.x * block.y * block.z;
   g.body = body;
   g.argument = argument;
   g.argument_bytes = argument_bytes;
   g.failed = false;
   g.dynamic_bytes = smem;
-  while (static_cast<int>(g.fibers.size()) < g.threads)
-    g.fibers.push_back(std::make_unique<Fiber>());
-  for (int i = 0; i < g.threads; ++i) Prepare(g.fibers[i].get());
+  PrepareThreads(block);
+  PrepareStacks();
   if (smem) {
     g.dynamic = static_cast<char*>(Allocate(128, smem));
     AddRegion(g.dynamic, smem, "dynamic shared memory", true);

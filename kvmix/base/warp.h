@@ -1,0 +1,38 @@
+// Reductions over the 32 lanes of a warp. Device code alone; included by .cu
+// files.
+#pragma once
+#include "kvmix/base/cuda.h"
+
+namespace kvmix {
+
+struct SumOf {
+  __device__ __forceinline__ float operator()(float a, float b) const {
+    return a + b;
+  }
+};
+struct MaxOf {
+  __device__ __forceinline__ float operator()(float a, float b) const {
+    return fmaxf(a, b);
+  }
+};
+struct MinOf {
+  __device__ __forceinline__ float operator()(float a, float b) const {
+    return fminf(a, b);
+  }
+};
+
+// v becomes op(v, v of lane ^ d), for every d of kDistances in turn; all lanes
+// take part. With 1, 2, 4, 8, 16 in any order, v is reduced over the warp. On
+// the emulator one operation of the warp, which is far cheaper than a shuffle
+// for each distance.
+template <int... kDistances, typename Op>
+__device__ __forceinline__ float WarpReduce(float v, const Op& op) {
+#ifdef __CUDACC__
+  ((v = op(v, __shfl_xor_sync(0xffffffffu, v, kDistances))), ...);
+  return v;
+#else
+  return ::emu::Reduce<kDistances...>(v, op);
+#endif
+}
+
+}  // namespace kvmix

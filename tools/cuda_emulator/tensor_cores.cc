@@ -1,0 +1,149 @@
+#include "tools/cuda_emulator/tensor_cores.h"
+
+#include <cstring>
+
+#include "tools/cuda_emulator/emulator.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "tools/cuda_emulator/tensor_cores.cc"
+// clang-format off
+#include "hwy/foreach_target.h"  // before the others
+#include "hwy/highway.h"
+// clang-format on
+
+HWY_BEFORE_NAMESPACE();
+namespace emu::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+using Floats = hn::CappedTag<float, 8>;
+using Halves = hn::Rebind<hwy::float16_t, Floats>;
+constexpr int kLanes = static_cast<int>(hn::MaxLanes(Floats()));
+constexpr int kVectors = 8 / kLanes;
+constexpr int kRows =
+    kVectors == 1 ? 8 : 4;  // of D whose sums stay in registers
+
+HWY_INLINE const TensorOperands& Lane(void** lanes, int l) {
+  return *static_cast<const TensorOperands*>(lanes[l]);
+}
+
+// 8 halves.
+HWY_INLINE void Widen(const uint16_t* from, float* to) {
+  for (int v = 0; v < 8; v += kLanes) {
+    const auto x =
+        hn::LoadU(Halves(), reinterpret_cast<const hwy::float16_t*>(from + v));
+    hn::StoreU(hn::PromoteTo(Floats(), x), Floats(), to + v);
+  }
+}
+
+HWY_INLINE void CopyFragment(unsigned x, uint16_t* to) {
+  std::memcpy(to, &x, sizeof x);
+}
+
+HWY_INLINE void LoadA(void** lanes, int step, float (&a)[16][16]) {
+  uint16_t rows[32][8];  // of matrices: 8 rows each
+  for (int l = 0; l < 32; ++l) {
+    const TensorOperands& own = Lane(lanes, l);
+    if (own.a_rows != nullptr) {
+      std::memcpy(rows[l], own.a_rows[step], sizeof rows[l]);
+      continue;
+    }
+    for (int m = 0; m < 4; ++m)
+      CopyFragment(own.a[step][m], &rows[8 * m + l / 4][l % 4 * 2]);
+  }
+  for (int l = 0; l < 32; ++l)
+    Widen(rows[l], &a[l / 8 % 2 * 8 + l % 8][l / 16 * 8]);
+}
+
+// Of product n, [k][n].
+HWY_INLINE void LoadB(void** lanes, int step, int n, float (&b)[16][8]) {
+  uint16_t rows[16][8];
+  const TensorOperands& first = Lane(lanes, 0);
+  const bool transposed = first.b_rows != nullptr && first.b_transposed;
+  if (first.b_rows != nullptr) {
+    for (int i = 0; i < 16; ++i) {
+      const TensorOperands& own = Lane(lanes, n % 2 * 16 + i);
+      std::memcpy(rows[i], own.b_rows[(step * own.products + n) / 2],
+                  sizeof rows[i]);
+    }
+  } else {
+    for (int l = 0; l < 32; ++l) {
+      const TensorOperands& own = Lane(lanes, l);
+      for (int m = 0; m < 2; ++m)
+        CopyFragment(own.b[step * own.products + n][m],
+                     &rows[8 * m + l / 4][l % 4 * 2]);
+    }
+  }
+  for (int i = 0; i < 16; ++i) {
+    if (transposed) {
+      Widen(rows[i], b[i]);
+      continue;
+    }
+    float column[8];
+    Widen(rows[i], column);
+    for (int k = 0; k < 8; ++k) b[i / 8 * 8 + k][i % 8] = column[k];
+  }
+}
+
+// d += a b, of 16 x 8.
+HWY_INLINE void MultiplyOne(const float (&a)[16][16], const float (&b)[16][8],
+                            float (&d)[16][8]) {
+  for (int r = 0; r < 16; r += kRows) {
+    hn::Vec<Floats> sum[kRows * kVectors];
+#pragma GCC unroll 8
+    for (int i = 0; i < kRows * kVectors; ++i)
+      sum[i] = hn::LoadU(Floats(), d[r] + i * kLanes);
+    for (int k = 0; k < 16; ++k)
+#pragma GCC unroll 8
+      for (int i = 0; i < kRows * kVectors; ++i)
+        sum[i] = hn::MulAdd(hn::Set(Floats(), a[r + i / kVectors][k]),
+                            hn::LoadU(Floats(), b[k] + i % kVectors * kLanes),
+                            sum[i]);
+#pragma GCC unroll 8
+    for (int i = 0; i < kRows * kVectors; ++i)
+      hn::StoreU(sum[i], Floats(), d[r] + i * kLanes);
+  }
+}
+
+void MultiplyWarp(void** lanes) {
+  const int steps = Lane(lanes, 0).steps, products = Lane(lanes, 0).products;
+  float d[kMaxProducts][16][8];
+  // Two neighbours of a row lie in a lane.
+  const auto each_pair = [&](const auto& body) {
+    for (int l = 0; l < 32; ++l)
+      for (int n = 0; n < products; ++n)
+        for (int half = 0; half < 2; ++half)
+          body(&Lane(lanes, l).d[n][2 * half],
+               &d[n][l / 4 + 8 * half][l % 4 * 2]);
+  };
+  each_pair([](const float* of_lane, float* of_warp) {
+    std::memcpy(of_warp, of_lane, 2 * sizeof(float));
+  });
+  for (int s = 0; s < steps; ++s) {
+    float a[16][16];
+    LoadA(lanes, s, a);
+    for (int n = 0; n < products; ++n) {
+      float b[16][8];
+      LoadB(lanes, s, n, b);
+      MultiplyOne(a, b, d[n]);
+    }
+  }
+  each_pair([](float* of_lane, const float* of_warp) {
+    std::memcpy(of_lane, of_warp, 2 * sizeof(float));
+  });
+}
+
+}  // namespace emu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace emu {
+
+HWY_EXPORT(MultiplyWarp);
+
+void Multiply(void** lanes, unsigned present) {
+  if (present != ~0u) return Report("mma: lanes %#x take no part", ~present);
+  HWY_DYNAMIC_DISPATCH(MultiplyWarp)(lanes);
+}
+
+}  // namespace emu
+#endif  // HWY_ONCE

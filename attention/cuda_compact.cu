@@ -107,8 +107,9 @@ __global__ void __launch_bounds__(kThreads)
                     int stride) {
   const Streams s = StreamsOf(layer, item, streams, kept, stride);
   const KeptNumbers numbers{s.from, s.kept, true};
-  Pack(s.to, numbers, s.plan.requantized, s.plan.packed);
+  // First, for packing leaves no register for what others need.
   StoreRows(s, numbers, s.from.sinks + s.plan.packed, s.plan.tokens);
+  Pack(s.to, numbers, s.plan.requantized, s.plan.packed);
 }
 
 // grid: workers, KV heads

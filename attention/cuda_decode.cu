@@ -577,9 +577,7 @@ __global__ void __launch_bounds__(kThreads, ResidentBlocks(kUnits, kKeyBits))
         largest[i] = fmaxf(largest[i], scores.x[j][i]);
       }
     }
-#pragma unroll
-    for (int i = 0; i < 2; ++i)
-      largest[i] = WarpReduce<4, 8, 16>(largest[i], MaxOf());
+    WarpReduceEach<4, 8, 16>(largest, MaxOf());
     if (__any_sync(kAllLanes, largest[0] > max[0] || largest[1] > max[1])) {
       float factors[2];
 #pragma unroll

@@ -272,10 +272,10 @@ __device__ __forceinline__ void Exponentiate(
       scores[n][i] = seen ? scores[n][i] * powers[i / 2] : -INFINITY;
       largest[i / 2] = fmaxf(largest[i / 2], scores[n][i]);
     }
+  WarpReduceEach<1, 2>(largest, MaxOf());
   float factors[2], subtract[2];
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    largest[h] = WarpReduce<1, 2>(largest[h], MaxOf());
     const float next = fmaxf(softmax.max[h], largest[h]);
     subtract[h] = next == -INFINITY ? 0.0f : next;  // a row that saw no token
     factors[h] = exp2f(softmax.max[h] - subtract[h]);
@@ -300,9 +300,10 @@ __device__ void WriteRows(const CudaAttentionParams& params, const Rows& rows,
                           Softmax<kD>& softmax) {
   const int lane = threadIdx.x % 32, t = lane % 4;
   const int head_dim = params.layer.head_dim;
+  WarpReduceEach<1, 2>(softmax.sum, SumOf());
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    const float sum = WarpReduce<1, 2>(softmax.sum[h], SumOf());
+    const float sum = softmax.sum[h];
     const int r = threadIdx.x / 32 * kWarpRows + lane / 4 + 8 * h;
     if (!rows.Real(r)) continue;
     const int64_t row = rows.chunk_row + rows.Query(r);

@@ -22,7 +22,7 @@ ARCHITECTURES = ["80", "90a"]
 # every load and store by a call, libtsan is not linked.
 _ASAN = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 VARIANTS = {
-    "fast": struct(copts = ["-O3"], linkopts = [], kernel_copts = [], checker = "no_check.cc", args = ["--gtest_repeat=3"]),
+    "fast": struct(copts = ["-O2"], linkopts = [], kernel_copts = ["-O3"], checker = "no_check.cc", args = ["--gtest_repeat=3"]),
     "asan": struct(copts = ["-O1", "-g1"] + _ASAN, linkopts = _ASAN, kernel_copts = [], checker = "no_check.cc", args = []),
     "check": struct(copts = ["-O1", "-g1", "-DEMU_CHECK"], linkopts = [], kernel_copts = ["-fsanitize=thread"], checker = "check.cc", args = []),
 }

@@ -21,18 +21,31 @@ struct MinOf {
   }
 };
 
-// v becomes op(v, v of lane ^ d), for every d of kDistances in turn; all lanes
-// take part. With 1, 2, 4, 8, 16 in any order, v is reduced over the warp. On
-// the emulator one operation of the warp, which is far cheaper than a shuffle
-// for each distance.
+// Every v becomes op(v, v of lane ^ d), for every d of kDistances in turn; all
+// lanes take part. With 1, 2, 4, 8, 16 in any order, v is reduced over the
+// warp. On the emulator one operation of the warp, which is far cheaper than a
+// shuffle for each value and distance.
+template <int... kDistances, int kValues, typename Op>
+__device__ __forceinline__ void WarpReduceEach(float (&values)[kValues],
+                                               const Op& op) {
+#ifdef __CUDACC__
+  const auto combine = [&](int distance) {
+#pragma unroll
+    for (int i = 0; i < kValues; ++i)
+      values[i] =
+          op(values[i], __shfl_xor_sync(0xffffffffu, values[i], distance));
+  };
+  (combine(kDistances), ...);
+#else
+  ::emu::Reduce<kDistances...>(values, op);
+#endif
+}
+
 template <int... kDistances, typename Op>
 __device__ __forceinline__ float WarpReduce(float v, const Op& op) {
-#ifdef __CUDACC__
-  ((v = op(v, __shfl_xor_sync(0xffffffffu, v, kDistances))), ...);
-  return v;
-#else
-  return ::emu::Reduce<kDistances...>(v, op);
-#endif
+  float values[1] = {v};
+  WarpReduceEach<kDistances...>(values, op);
+  return values[0];
 }
 
 }  // namespace kvmix

@@ -410,8 +410,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
   *p = cudaDeviceProp{};
   std::strcpy(p->name, "CUDA emulator");
   p->major = 8;
-  // Few, so that small inputs take the path of several splits.
-  p->multiProcessorCount = 4;
+  p->multiProcessorCount = emu::options().multiprocessors;
   p->totalGlobalMem = emu::options().device_bytes;
   return cudaSuccess;
 }

@@ -105,34 +105,34 @@ R Vote(unsigned mask, int predicate, const char* operation,
   return mine.result;
 }
 
-// kvmix/base/warp.h: as a __shfl_xor_sync for each distance.
-template <int... kDistances, typename T, typename Op>
-T Reduce(T value, const Op& op) {
+// kvmix/base/warp.h: as a __shfl_xor_sync of every value for each distance.
+template <int... kDistances, int kValues, typename Op>
+void Reduce(float (&values)[kValues], const Op& op) {
   struct Argument {
-    T value;
+    float* values;
     const Op* op;
-  } mine{value, &op};
+  } mine{values, &op};
   WarpCollective(
       ~0u, "reduction", &mine,
       [](void** args, unsigned lanes) {
         if (lanes != ~0u)
           return Report("reduction: lanes %#x take no part", ~lanes);
-        T values[32];
-        for (int i = 0; i < 32; ++i)
-          values[i] = static_cast<Argument*>(args[i])->value;
-        const auto combine = [&](int distance) {
-          T before[32];
-          std::copy(values, values + 32, before);
-          for (int i = 0; i < 32; ++i)
-            values[i] = (*static_cast<Argument*>(args[i])->op)(
-                before[i], before[i ^ distance]);
+        const auto lane = [&](int l) {
+          return static_cast<Argument*>(args[l]);
         };
-        (combine(kDistances), ...);
-        for (int i = 0; i < 32; ++i)
-          static_cast<Argument*>(args[i])->value = values[i];
+        for (int v = 0; v < kValues; ++v) {
+          float now[32], next[32];
+          for (int l = 0; l < 32; ++l) now[l] = lane(l)->values[v];
+          const auto combine = [&](int distance) {
+            for (int l = 0; l < 32; ++l)
+              next[l] = (*lane(l)->op)(now[l], now[l ^ distance]);
+            std::copy(next, next + 32, now);
+          };
+          (combine(kDistances), ...);
+          for (int l = 0; l < 32; ++l) lane(l)->values[v] = now[l];
+        }
       },
       __builtin_FILE(), __builtin_LINE());
-  return mine.value;
 }
 
 inline int SegmentStart(int lane, int width) { return lane & ~(width - 1); }
@@ -251,9 +251,21 @@ inline float HalfToFloat(__half h) {
   const float x = kvmix::ToFloat(Bits<kvmix::Half>(h));
   return x == x ? x : Bits<float>(0x7fffffffu);
 }
+// As kvmix::ToHalf, without its branch for subnormal halves, which weights of a
+// softmax take at random.
 inline __half FloatToHalf(float x) {
-  return Bits<__half>(x == x ? kvmix::ToHalf(x)
-                             : kvmix::Half{static_cast<uint16_t>(0x7fff)});
+  const uint32_t bits = Bits<uint32_t>(x), magnitude = bits & 0x7fffffff;
+  const uint32_t sign = bits >> 16 & 0x8000;
+  if (__builtin_expect(magnitude >= 0x477ff000, 0)) {  // infinity, NaN
+    return Bits<__half>(
+        static_cast<uint16_t>(magnitude > 0x7f800000 ? 0x7fff : sign | 0x7c00));
+  }
+  const uint32_t subnormal =
+      Bits<uint32_t>(Bits<float>(magnitude) + 0.5f) - 0x3f000000;
+  const uint32_t normal =
+      (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
+  return Bits<__half>(static_cast<uint16_t>(
+      sign | (magnitude < 0x38800000 ? subnormal : normal)));
 }
 inline __half2 FloatsToHalf2(float low, float high) {
   return {FloatToHalf(low), FloatToHalf(high)};
@@ -276,6 +288,17 @@ inline __half2 MultiplyHalf2(__half2 a, __half2 b) {
 #define __hmul2 ::emu::MultiplyHalf2
 
 // ---- Scalars ----
+
+namespace emu {
+
+inline float MaxFloat(float a, float b) { return a > b || b != b ? a : b; }
+inline float MinFloat(float a, float b) { return a < b || b != b ? a : b; }
+
+}  // namespace emu
+
+// The C library's are calls.
+#define fmaxf ::emu::MaxFloat
+#define fminf ::emu::MinFloat
 
 inline int __popc(unsigned v) { return __builtin_popcount(v); }
 inline float __uint_as_float(unsigned v) { return emu::Bits<float>(v); }

@@ -41,9 +41,10 @@ namespace emu {
 
 enum class Order { kAscending, kDescending, kShuffled };
 
+// As they are they make whole programs cheap; tests of kernels change them
+// (test_main.cc).
 struct Options {
-  // Of threads and blocks. Ascending is cheapest, for whole programs: a warp
-  // runs until it waits for another. Tests of kernels shuffle (test_main.cc).
+  // Of threads and blocks. Ascending, a warp runs until it waits for another.
   Order order = Order::kAscending;
   uint64_t seed = 1;  // same seed, same order
   // Fills shared memory when a block starts, and memory from cudaMalloc: NaN in
@@ -53,6 +54,7 @@ struct Options {
   // missing synchronisation.
   bool lazy_streams = false;
   size_t stack_bytes = 64 << 10;  // of a thread; ASan raises it to 256 KiB
+  int multiprocessors = 1;
   size_t device_bytes = size_t{4} << 30;  // cudaMalloc beyond this fails
 };
 Options& options();

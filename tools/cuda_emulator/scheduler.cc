@@ -193,7 +193,7 @@ void PrepareStacks() {
 Stack* IdleStack() {
   if (g.idle.empty()) {
     g.stacks.push_back(NewStack());
-    Prepare(g.stacks.back().get(), g.stacks.size());
+    Prepare(g.stacks.back().get(), g.stacks.size() - 1);
     g.idle.push_back(g.stacks.back().get());
   }
   Stack* s = g.idle.back();
@@ -280,7 +280,7 @@ void End() {
       Complete(w, i, current->id / 32);
       break;
     }
-  if (!current->copies.empty())
+  if (!current->copies.empty() || !current->group_ends.empty())
     Report("thread %d ends with cp.async copies not waited for", current->id);
 }
 

@@ -35,53 +35,50 @@ HWY_INLINE void Widen(const uint16_t* from, float* to) {
   }
 }
 
-HWY_INLINE void CopyFragment(unsigned x, uint16_t* to) {
-  std::memcpy(to, &x, sizeof x);
+// Matrices of 8 x 8 halves, as fragments of the lanes, as rows.
+template <int kMatrices, typename FragmentsOf>
+HWY_INLINE void RowsOfFragments(const FragmentsOf& fragments_of,
+                                uint16_t (&rows)[8 * kMatrices][8]) {
+  for (int l = 0; l < 32; ++l) {
+    const unsigned* const own = fragments_of(l);
+    for (int m = 0; m < kMatrices; ++m)
+      std::memcpy(&rows[8 * m + l / 4][l % 4 * 2], own + m, sizeof *own);
+  }
 }
 
 HWY_INLINE void LoadA(void** lanes, int step, float (&a)[16][16]) {
-  uint16_t rows[32][8];  // of matrices: 8 rows each
-  for (int l = 0; l < 32; ++l) {
-    const TensorOperands& own = Lane(lanes, l);
-    if (own.a_rows != nullptr) {
-      std::memcpy(rows[l], own.a_rows[step], sizeof rows[l]);
-      continue;
-    }
-    for (int m = 0; m < 4; ++m)
-      CopyFragment(own.a[step][m], &rows[8 * m + l / 4][l % 4 * 2]);
+  // Row l % 8 of matrix l / 8.
+  const auto place = [&](int l) {
+    return &a[l / 8 % 2 * 8 + l % 8][l / 16 * 8];
+  };
+  if (Lane(lanes, 0).a_rows != nullptr) {
+    for (int l = 0; l < 32; ++l) Widen(Lane(lanes, l).a_rows[step], place(l));
+    return;
   }
-  for (int l = 0; l < 32; ++l)
-    Widen(rows[l], &a[l / 8 % 2 * 8 + l % 8][l / 16 * 8]);
+  uint16_t rows[32][8];
+  RowsOfFragments<4>([&](int l) { return Lane(lanes, l).a[step]; }, rows);
+  for (int l = 0; l < 32; ++l) Widen(rows[l], place(l));
 }
 
 // Of product n, [k][n].
 HWY_INLINE void LoadB(void** lanes, int step, int n, float (&b)[16][8]) {
-  uint16_t rows[16][8];
-  const TensorOperands& first = Lane(lanes, 0);
-  const bool transposed = first.b_rows != nullptr && first.b_transposed;
-  if (first.b_rows != nullptr) {
+  const int at = step * Lane(lanes, 0).products + n;
+  const auto load_row = [&](int i, const uint16_t* row, bool transposed) {
+    if (transposed) return Widen(row, b[i]);
+    float column[8];
+    Widen(row, column);
+    for (int k = 0; k < 8; ++k) b[i / 8 * 8 + k][i % 8] = column[k];
+  };
+  if (Lane(lanes, 0).b_rows != nullptr) {
     for (int i = 0; i < 16; ++i) {
       const TensorOperands& own = Lane(lanes, n % 2 * 16 + i);
-      std::memcpy(rows[i], own.b_rows[(step * own.products + n) / 2],
-                  sizeof rows[i]);
+      load_row(i, own.b_rows[at / 2], own.b_transposed);
     }
-  } else {
-    for (int l = 0; l < 32; ++l) {
-      const TensorOperands& own = Lane(lanes, l);
-      for (int m = 0; m < 2; ++m)
-        CopyFragment(own.b[step * own.products + n][m],
-                     &rows[8 * m + l / 4][l % 4 * 2]);
-    }
+    return;
   }
-  for (int i = 0; i < 16; ++i) {
-    if (transposed) {
-      Widen(rows[i], b[i]);
-      continue;
-    }
-    float column[8];
-    Widen(rows[i], column);
-    for (int k = 0; k < 8; ++k) b[i / 8 * 8 + k][i % 8] = column[k];
-  }
+  uint16_t rows[16][8];
+  RowsOfFragments<2>([&](int l) { return Lane(lanes, l).b[at]; }, rows);
+  for (int i = 0; i < 16; ++i) load_row(i, rows[i], false);
 }
 
 // d += a b, of 16 x 8.
@@ -109,11 +106,12 @@ void MultiplyWarp(void** lanes) {
   float d[kMaxProducts][16][8];
   // Two neighbours of a row lie in a lane.
   const auto each_pair = [&](const auto& body) {
-    for (int l = 0; l < 32; ++l)
+    for (int l = 0; l < 32; ++l) {
+      float(*const own)[4] = Lane(lanes, l).d;
       for (int n = 0; n < products; ++n)
         for (int half = 0; half < 2; ++half)
-          body(&Lane(lanes, l).d[n][2 * half],
-               &d[n][l / 4 + 8 * half][l % 4 * 2]);
+          body(&own[n][2 * half], &d[n][l / 4 + 8 * half][l % 4 * 2]);
+    }
   };
   each_pair([](const float* of_lane, float* of_warp) {
     std::memcpy(of_warp, of_lane, 2 * sizeof(float));

@@ -49,6 +49,8 @@ absl::Status InspectCommand(absl::Span<const std::string> args,
                             const std::atomic<bool>& stop);
 absl::Status CompareEstimatorsCommand(absl::Span<const std::string> args,
                                       const std::atomic<bool>& stop);
+absl::Status CalibrateCodebookCommand(absl::Span<const std::string> args,
+                                      const std::atomic<bool>& stop);
 absl::Status ListCommand(absl::Span<const std::string> args,
                          const std::atomic<bool>& stop);
 

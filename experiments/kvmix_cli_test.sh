@@ -24,7 +24,7 @@ expect() {
 expect 0 "usage: kvmix COMMAND" --help
 expect 2 "usage: kvmix COMMAND"
 expect 2 'there is no command "fly"' fly
-for command in run sweep cell tables report sheet magnitudes exchange profile plan compare_estimators generate bench tokenize logits inspect list; do
+for command in run sweep cell tables report sheet magnitudes exchange profile plan compare_estimators calibrate_codebook generate bench tokenize logits inspect list; do
   expect 0 "usage: kvmix $command" "$command" --help
   expect 2 "unknown flag --nope" "$command" --nope
 done
@@ -56,6 +56,12 @@ expect 0 "chosen  4: -" plan --set profile.num_prompts=1 --set "$knapsack" --met
 expect 0 "leave_one_out" compare_estimators --set profile.num_prompts=2 --set profile.prompt_tokens=64 \
   --set output="$work/out" --estimator=gradient_norm --estimator='{ name: "isolated_kl" }' --resamples=20
 expect 1 "hessian_trace" compare_estimators --estimator=hessian_trace
+calibrate=(calibrate_codebook --set profile.num_prompts=1 --set profile.prompt_tokens=96 --output="$work/codebook.textproto")
+expect 0 "error / equally spaced" "${calibrate[@]}" --bits=2,3 --outliers=0.01 --pre_rope
+expect 0 "level: \[0" run $quickstart --dry_run --set "quantizer={$(< "$work/codebook.textproto")}"
+expect 2 "must be numbers from 1 to 6" "${calibrate[@]}" --bits=2,9
+expect 2 "must be in \[0, 0.5\]" "${calibrate[@]}" --outliers=0.7
+expect 1 "must divide head_dim" "${calibrate[@]}" --group_size=48
 expect 0 "packed part" plan --method=KIVI-2bit-r64 --output_file="$work/plan.textproto"
 expect 0 "the cache is" generate --prompt="Tom the baker" --max_tokens=5 \
   --plan="$work/plan.textproto" --method=KIVI-2bit-r64

@@ -1,6 +1,7 @@
 #include "quant/group_codec.h"
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -83,12 +84,33 @@ GroupCodec::GroupCodec(const QuantFormat& format, Side side, int head_dim,
       group_size_(format.group_size()),
       groups_per_token_(per_channel_ ? 0 : head_dim / format.group_size()) {}
 
+namespace {
+
+// Room for n floats, kept by the thread for the next call, since a decode step
+// allocates nothing. A call within the call gets room of its own.
+class Scratch {
+ public:
+  explicit Scratch(size_t n) : x_(std::exchange(kept_, {})) {
+    if (x_.size() < n) x_.resize(n);
+  }
+  ~Scratch() { kept_ = std::move(x_); }
+  float* data() { return x_.data(); }
+
+ private:
+  static thread_local std::vector<float> kept_;
+  std::vector<float> x_;
+};
+
+thread_local std::vector<float> Scratch::kept_;
+
+}  // namespace
+
 void GroupCodec::Encode(const float* x, int64_t stride, int first, int count,
                         uint8_t* block) const {
   CheckRange(*this, first, count);
   const int size = per_channel_ ? group_size_ : head_dim_;
   const int rows = per_channel_ ? head_dim_ : count;
-  std::vector<float> groups(static_cast<size_t>(rows) * size);
+  Scratch groups(static_cast<size_t>(rows) * size);
   if (keys_ == per_channel_) {
     for (int row = 0; row < rows; ++row)
       std::copy_n(x + row * stride, size, groups.data() + row * size);
@@ -109,7 +131,7 @@ void GroupCodec::Decode(const uint8_t* block, int first, int count, float* x,
     ReadGroups(block, first_group, rows, x, stride);
     return;
   }
-  std::vector<float> groups(static_cast<size_t>(rows) * size);
+  Scratch groups(static_cast<size_t>(rows) * size);
   ReadGroups(block, first_group, NumGroups(count), groups.data(), group_size_);
   if (keys_ == per_channel_) {
     for (int row = 0; row < rows; ++row)

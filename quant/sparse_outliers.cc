@@ -8,16 +8,14 @@
 // Behind the inner block, for each granule: values [n] half, then for each
 // granule places [n], in 1 byte where a granule has at most 256 elements, else
 // in 2; element t * D + d of the granule.
-#include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <memory>
-#include <numeric>
 #include <vector>
 
 #include "kvmix/base/half.h"
 #include "kvmix/base/registry.h"
 #include "kvmix/base/validators.h"
+#include "quant/outliers.h"
 #include "quant/sparse_outliers.pb.h"
 #include "quant/wrapping_codec.h"
 
@@ -34,8 +32,7 @@ class SparseCodec final : public WrappingCodec {
               double fraction)
       : WrappingCodec(std::move(inner), side, head_dim),
         elements_(granularity() * head_dim),
-        count_(
-            std::max(1, static_cast<int>(std::lround(fraction * elements_)))),
+        count_(OutlierCount(fraction, elements_)),
         place_bytes_(elements_ <= 256 ? 1 : 2) {}
 
   BlockBytes bytes() const override {
@@ -82,41 +79,19 @@ class SparseCodec final : public WrappingCodec {
   // The granule that begins at token `first` of the tile.
   void TakeOutliers(TokenTile& tile, int first, int granule,
                     uint8_t* block) const {
-    const std::vector<float> means = Means(tile, first);
-    std::vector<float> distance(elements_);
-    for (int e = 0; e < elements_; ++e) {
-      const float d = std::fabs(
-          tile.at(first + e / head_dim(), e % head_dim()) - means[MeanOf(e)]);
-      distance[e] = std::isnan(d) ? 0 : d;
-    }
-    std::vector<int> order(elements_);
-    std::iota(order.begin(), order.end(), 0);
-    std::partial_sort(
-        order.begin(), order.begin() + count_, order.end(), [&](int a, int b) {
-          return distance[a] != distance[b] ? distance[a] > distance[b] : a < b;
-        });
+    std::vector<float> rows(elements_);
+    for (int e = 0; e < elements_; ++e)
+      rows[e] = tile.at(first + e / head_dim(), e % head_dim());
+    const Outliers outliers =
+        FarthestFromMean(rows.data(), granularity(), head_dim(), count_);
     for (int i = 0; i < count_; ++i) {
-      float& x = tile.at(first + order[i] / head_dim(), order[i] % head_dim());
-      const Half value = ToHalf(x);
-      const uint32_t place = static_cast<uint32_t>(order[i]);
+      const int at = outliers.places[i];
+      const Half value = ToHalf(rows[at]);
+      const uint32_t place = static_cast<uint32_t>(at);
       std::memcpy(block + ValueAt(granule, i), &value, 2);
       std::memcpy(block + PlaceAt(granule, i), &place, place_bytes_);
-      x = means[MeanOf(order[i])];
+      tile.at(first + at / head_dim(), at % head_dim()) = outliers.MeanOf(at);
     }
-  }
-
-  int MeanOf(int element) const {
-    return granularity() > 1 ? element % head_dim() : 0;
-  }
-  std::vector<float> Means(TokenTile& tile, int first) const {
-    const int size = granularity() > 1 ? head_dim() : 1;
-    std::vector<double> sums(size);
-    for (int e = 0; e < elements_; ++e)
-      sums[MeanOf(e)] += tile.at(first + e / head_dim(), e % head_dim());
-    std::vector<float> means(size);
-    for (int i = 0; i < size; ++i)
-      means[i] = static_cast<float>(sums[i] * size / elements_);
-    return means;
   }
 
   const int elements_;  // of a granule

@@ -13,8 +13,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <set>
 #include <vector>
 
+#include "absl/strings/str_join.h"
 #include "attention/attention_kernels.h"
 #include "attention/kv_cache_layer.h"
 #include "attention/packed_attention.h"
@@ -388,6 +390,22 @@ void Attention(int layer, absl::Span<const AttentionItem> batch,
                const AttentionOptions& options, ThreadPool& threads) {
   thread_local Workspace workspace;
   LayerAttention(layer, batch, options, threads, workspace).Run();
+}
+
+std::string AttentionKernels(const KvCache& cache,
+                             AttentionArithmetic arithmetic) {
+  std::set<std::string> names;
+  for (int i = 0; i < cache.shape().num_layers; ++i) {
+    for (const auto* streams : {&cache.layer(i).keys, &cache.layer(i).values}) {
+      for (const KvStream& stream : *streams) {
+        const std::vector<const BlockCodec*> codecs = stream.codecs();
+        if (codecs.empty()) names.insert(NameOf(stream.full_precision()));
+        for (const BlockCodec* codec : codecs)
+          names.insert(PackedKernelName(*codec, arithmetic));
+      }
+    }
+  }
+  return absl::StrJoin(names, " + ");
 }
 
 }  // namespace kvmix

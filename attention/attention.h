@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "absl/types/span.h"
 #include "attention/attention_arithmetic.h"
@@ -38,5 +39,11 @@ struct AttentionItem {
 // batch.
 void Attention(int layer, absl::Span<const AttentionItem> batch,
                const AttentionOptions& options, ThreadPool& threads);
+
+// What computes decode attention over this cache, as PackedKernelName says, or
+// "half", "bfloat16" or "float" for what is not packed; several, if layers or
+// keys and values differ: "float + int8".
+std::string AttentionKernels(const KvCache& cache,
+                             AttentionArithmetic arithmetic);
 
 }  // namespace kvmix

@@ -61,7 +61,6 @@ struct CudaKvCache::State {
   absl::StatusOr<int> KindOf(const CudaFormat& format, Side side, int layer);
   void LayOut(DeviceArena& arena);
   absl::Status Allocate();
-  absl::Status CheckChunk(absl::Span<const SequenceChunk> chunk) const;
   absl::StatusOr<CudaCounts> CountsAfter(int kind, int sequence, int head,
                                          int64_t new_tokens) const;
   int Splits(int64_t blocks) const;

@@ -9,7 +9,6 @@
 #include "attention/cuda_block.h"
 #include "attention/cuda_cache_state.h"
 #include "attention/cuda_store.h"
-#include "attention/eviction_step.h"
 #include "attention/recency_step.h"
 #include "kvmix/base/check.h"
 #include "kvmix/base/device_memory.h"
@@ -38,6 +37,28 @@ std::string Place(int layer, Side side) {
   return absl::StrCat("layer ", layer, " ", SideName(side));
 }
 
+absl::Status ValidateOptions(const CacheShape& shape,
+                             const CudaCacheOptions& options) {
+  KVMIX_RETURN_IF_ERROR(
+      ValidateIsPositive(options.num_sequences, "num_sequences"));
+  KVMIX_RETURN_IF_ERROR(ValidateIsInRange(options.max_tokens, int64_t{1},
+                                          kMaxTokens, "max_tokens"));
+  KVMIX_RETURN_IF_ERROR(ValidateIsInRange(
+      options.max_chunk_tokens, int64_t{options.num_sequences},
+      options.max_tokens * options.num_sequences, "max_chunk_tokens"));
+  return ValidateDivides(shape.num_kv_heads, options.num_heads,
+                         "cache shape num_kv_heads", "num_heads");
+}
+
+absl::Status CheckDropsTokens(const EvictionPolicy& policy, int head_dim) {
+  KVMIX_ASSIGN_OR_RETURN(const QuantFormat demoted,
+                         policy.DemotionFormat(Side::kKey, head_dim));
+  if (demoted.bits() == 0) return absl::OkStatus();
+  return absl::UnimplementedError(
+      "the eviction policy demotes tokens to fewer bits, for which there are "
+      "no kernels on CUDA; policies that drop them have kernels");
+}
+
 absl::Status Validate(const CacheShape& shape, const CachePlan& plan,
                       const RecencyPolicy& recency,
                       const CudaCacheOptions& options) {
@@ -49,36 +70,27 @@ absl::Status Validate(const CacheShape& shape, const CachePlan& plan,
     return absl::InvalidArgumentError(
         absl::StrCat("cache shape head_dim is ", shape.head_dim,
                      " but must be a multiple of 8"));
+  KVMIX_RETURN_IF_ERROR(ValidateOptions(shape, options));
   if (shape.head_dim > kCudaMaxTiledHeadDim)
     return absl::UnimplementedError(absl::StrCat(
         "head_dim is ", shape.head_dim, " but kernels on CUDA take at most ",
-        kCudaMaxTiledHeadDim, "; use device: CPU"));
+        kCudaMaxTiledHeadDim));
   KVMIX_RETURN_IF_ERROR(
       ValidateIsNonNegative(recency.sink_tokens(), "sink_tokens"));
   if (options.eviction != nullptr)
-    KVMIX_RETURN_IF_ERROR(CheckEvictsOnDevice(*options.eviction));
+    KVMIX_RETURN_IF_ERROR(CheckDropsTokens(*options.eviction, shape.head_dim));
   if (plan.full_precision() != CachePlan::HALF)
     return absl::UnimplementedError(
         absl::StrCat("full_precision is ",
                      CachePlan::FullPrecision_Name(plan.full_precision()),
-                     " but a cache on CUDA stores HALF; use device: CPU"));
+                     " but a cache on CUDA stores HALF"));
   if (plan.layer_size() != shape.num_layers)
     return absl::InvalidArgumentError(
         absl::StrCat("the cache plan has ", plan.layer_size(),
                      " layers but the model has ", shape.num_layers));
-  KVMIX_RETURN_IF_ERROR(CheckHeadsAreAlike(
+  return CheckHeadsAreAlike(
       plan, absl::StatusCode::kUnimplemented,
-      "which only the CPU's cache holds; set model.device: CPU, or the "
-      "method's granularity: LAYER"));
-  KVMIX_RETURN_IF_ERROR(
-      ValidateIsPositive(options.num_sequences, "num_sequences"));
-  KVMIX_RETURN_IF_ERROR(ValidateIsInRange(options.max_tokens, int64_t{1},
-                                          kMaxTokens, "max_tokens"));
-  KVMIX_RETURN_IF_ERROR(ValidateIsInRange(
-      options.max_chunk_tokens, int64_t{options.num_sequences},
-      options.max_tokens * options.num_sequences, "max_chunk_tokens"));
-  return ValidateDivides(shape.num_kv_heads, options.num_heads,
-                         "cache shape num_kv_heads", "num_heads");
+      "for which there are no kernels on CUDA; granularity: LAYER has kernels");
 }
 
 CudaFormat FragmentFormat(const QuantFormat& format, Side side, int head_dim) {
@@ -120,9 +132,9 @@ absl::StatusOr<CudaFormat> FormatOf(const QuantFormat& format, Side side,
   KVMIX_ASSIGN_OR_RETURN(const std::unique_ptr<BlockCodec> codec,
                          MakeBlockCodec(format, side, head_dim));
   if (format.quantizer() != "group_affine")
-    return absl::UnimplementedError(absl::StrCat(
-        "quantizer \"", format.quantizer(),
-        "\" has no kernels on CUDA; use \"group_affine\", or device: CPU"));
+    return absl::UnimplementedError(
+        absl::StrCat("quantizer \"", format.quantizer(),
+                     "\" has no kernels on CUDA; \"group_affine\" has"));
   const bool own_axis =
       (format.axis() == QuantFormat::PER_CHANNEL) == (side == Side::kKey);
   const bool fragments = own_axis && format.packing() == QuantFormat::DENSE &&
@@ -204,8 +216,8 @@ absl::Status CudaKvCache::State::AddFormats(const CachePlan& plan) {
                              recency->Tiers(side, shape.head_dim));
       if (!tiers.empty())
         return absl::UnimplementedError(
-            "the recency policy stores tokens by age, for which there are no "
-            "kernels on CUDA; use another one, or device: CPU");
+            "the recency policy stores tokens in formats by age, for which "
+            "there are no kernels on CUDA");
       absl::StatusOr<CudaFormat> own = FormatOf(format, side, shape.head_dim);
       if (!own.ok()) return AddContext(own.status(), Place(i, side));
       params.format = *own;
@@ -410,8 +422,9 @@ void CudaKvCache::Reset(int sequence) {
 
 // ---- Chunks ----
 
-absl::Status CudaKvCache::State::CheckChunk(
-    absl::Span<const SequenceChunk> chunk) const {
+absl::Status CheckChunk(const CudaCacheOptions& options,
+                        absl::Span<const int64_t> tokens,
+                        absl::Span<const SequenceChunk> chunk) {
   KVMIX_CHECK(!chunk.empty());
   std::vector<bool> seen(options.num_sequences);
   int64_t rows = 0;
@@ -469,7 +482,7 @@ absl::StatusOr<CudaCounts> CudaKvCache::State::CountsAfter(
 absl::Status CudaKvCache::BeginChunk(absl::Span<const SequenceChunk> chunk,
                                      cudaStream_t stream) {
   State& s = *state_;
-  KVMIX_RETURN_IF_ERROR(s.CheckChunk(chunk));
+  KVMIX_RETURN_IF_ERROR(CheckChunk(s.options, s.tokens, chunk));
   // The copy of the last chunk may not have left the staging memory.
   KVMIX_RETURN_IF_ERROR(CudaStatus(cudaEventSynchronize(s.staged),
                                    "wait for the last chunk's counts"));
@@ -679,16 +692,7 @@ MemoryLedger CudaKvCache::ledger() const {
       }
       own.slack = allocated - own.bytes();
       billed += allocated;
-      LedgerSide& to = which == Side::kKey ? ledger.key : ledger.value;
-      to.codes += own.codes;
-      to.scales += own.scales;
-      to.zeros += own.zeros;
-      to.sinks += own.sinks;
-      to.window += own.window;
-      to.slack += own.slack;
-      to.packed_tokens += own.packed_tokens;
-      to.full_precision_tokens += own.full_precision_tokens;
-      to.unquantized_tokens += own.unquantized_tokens;
+      (which == Side::kKey ? ledger.key : ledger.value) += own;
     }
   }
   ledger.bookkeeping = s.memory.bytes() + s.EvictingBytes() - billed;

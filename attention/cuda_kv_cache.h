@@ -61,6 +61,12 @@ struct SequenceChunk {
   int64_t num_tokens = 0;
 };
 
+// Error: a chunk for which a cache made with `options`, whose sequences hold
+// `tokens`, has no room.
+absl::Status CheckChunk(const CudaCacheOptions& options,
+                        absl::Span<const int64_t> tokens,
+                        absl::Span<const SequenceChunk> chunk);
+
 struct CudaAttentionOptions {
   float scale = 0;             // usually 1 / sqrt(D)
   int64_t sliding_window = 0;  // 0: none
@@ -68,9 +74,9 @@ struct CudaAttentionOptions {
 
 class CudaKvCache {
  public:
-  // Errors: Unimplemented for a format that no kernel reads, and for a policy
-  // that only the CPU serves; ResourceExhausted, with the bytes, if the device
-  // has no room.
+  // Errors: Unimplemented, of otherwise valid options, for what no kernels
+  // serve: a format, a policy, KV heads in formats of their own;
+  // ResourceExhausted, with the bytes, if the device has no room.
   static absl::StatusOr<std::unique_ptr<CudaKvCache>> Create(
       const CacheShape& shape, const CachePlan& plan,
       std::shared_ptr<const RecencyPolicy> recency,

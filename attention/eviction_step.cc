@@ -3,7 +3,6 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
-#include "kvmix/base/status_macros.h"
 
 namespace kvmix {
 
@@ -28,18 +27,6 @@ absl::Status CheckDropped(const EvictionState& state,
           h, absl::StrCat("names ", dropped[h].size(),
                           " tokens, not a multiple of ", state.multiple));
   }
-  return absl::OkStatus();
-}
-
-absl::Status CheckEvictsOnDevice(const EvictionPolicy& policy) {
-  // Any head_dim: whether tokens are demoted does not depend on it.
-  constexpr int kHeadDim = 64;
-  KVMIX_ASSIGN_OR_RETURN(const QuantFormat demoted,
-                         policy.DemotionFormat(Side::kKey, kHeadDim));
-  if (demoted.bits() != 0)
-    return absl::UnimplementedError(
-        "the eviction policy demotes tokens to fewer bits, which only the CPU "
-        "does; set model.device: CPU or an eviction_policy that drops them");
   return absl::OkStatus();
 }
 

@@ -14,7 +14,4 @@ namespace kvmix {
 absl::Status CheckDropped(const EvictionState& state,
                           const std::vector<TokenList>& dropped);
 
-// Unimplemented: what only the CPU's cache does for a policy.
-absl::Status CheckEvictsOnDevice(const EvictionPolicy& policy);
-
 }  // namespace kvmix

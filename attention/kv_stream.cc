@@ -436,16 +436,10 @@ int64_t KvStream::AddTo(LedgerSide& ledger) const {
   own.window = window_tokens() * TokenBytes();
   own.slack = allocated - own.bytes();
 
-  ledger.codes += own.codes;
-  ledger.scales += own.scales;
-  ledger.zeros += own.zeros;
-  ledger.side_data += own.side_data;
-  ledger.sinks += own.sinks;
-  ledger.window += own.window;
-  ledger.slack += own.slack;
-  ledger.packed_tokens += packed_tokens();
-  ledger.full_precision_tokens += num_sinks_ + window_tokens();
-  if (!packs()) ledger.unquantized_tokens += num_tokens();
+  own.packed_tokens = packed_tokens();
+  own.full_precision_tokens = num_sinks_ + window_tokens();
+  if (!packs()) own.unquantized_tokens = num_tokens();
+  ledger += own;
   return static_cast<int64_t>(sizeof(void*)) * pointers +
          static_cast<int64_t>(sizeof(Run) * runs_.capacity());
 }

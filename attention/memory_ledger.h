@@ -21,6 +21,19 @@ struct LedgerSide {
   int64_t bytes() const {
     return codes + scales + zeros + side_data + sinks + window + slack;
   }
+  LedgerSide& operator+=(const LedgerSide& other) {
+    codes += other.codes;
+    scales += other.scales;
+    zeros += other.zeros;
+    side_data += other.side_data;
+    sinks += other.sinks;
+    window += other.window;
+    slack += other.slack;
+    packed_tokens += other.packed_tokens;
+    full_precision_tokens += other.full_precision_tokens;
+    unquantized_tokens += other.unquantized_tokens;
+    return *this;
+  }
 };
 
 struct MemoryLedger {
@@ -28,6 +41,12 @@ struct MemoryLedger {
   LedgerSide value;
   int64_t bookkeeping = 0;  // page tables and the cache object's own state
   int64_t total() const { return key.bytes() + value.bytes() + bookkeeping; }
+  MemoryLedger& operator+=(const MemoryLedger& other) {
+    key += other.key;
+    value += other.value;
+    bookkeeping += other.bookkeeping;
+    return *this;
+  }
 };
 
 }  // namespace kvmix

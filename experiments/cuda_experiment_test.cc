@@ -213,29 +213,6 @@ TEST(CudaExperimentTest, WhatTheDeviceCannotDoIsSaidBeforeTheRun) {
                   .status(),
               StatusIs(absl::StatusCode::kInvalidArgument,
                        HasSubstr("model.attention_arithmetic")));
-  const auto method = [](const char* component) {
-    return RunSmall(absl::StrCat("model { device: CUDA } method { name: 'more' "
-                                 "bit_allocator { name: 'uniform' } ",
-                                 component, " }"),
-                    "refused")
-        .status();
-  };
-  constexpr auto kUnimplemented = absl::StatusCode::kUnimplemented;
-  EXPECT_THAT(method("eviction_policy { name: 'demote' }"),
-              StatusIs(kUnimplemented,
-                       HasSubstr("method more: the eviction policy demotes "
-                                 "tokens to fewer bits, which only the CPU "
-                                 "does; set model.device: CPU or an "
-                                 "eviction_policy that drops them")));
-  EXPECT_THAT(method("recency_policy { name: 'age_tiers' }"),
-              StatusIs(kUnimplemented,
-                       HasSubstr("method more: the recency policy stores "
-                                 "tokens in several formats")));
-  EXPECT_THAT(method("quantizer { name: 'hadamard' }"),
-              StatusIs(kUnimplemented,
-                       HasSubstr("method more: layer 0 keys: quantizer "
-                                 "\"hadamard\" has no kernels on CUDA; use "
-                                 "\"group_affine\", or device: CPU")));
   EXPECT_THAT(
       RunSmall("model { device: CUDA compute: BFLOAT16 }", "bf16").status(),
       StatusIs(absl::StatusCode::kFailedPrecondition,

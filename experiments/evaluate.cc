@@ -3,13 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <optional>
-#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
-#include "attention/kv_cache_layer.h"
-#include "attention/packed_attention.h"
 #include "experiments/metrics.h"
 #include "kvmix/base/check.h"
 #include "kvmix/base/registry.h"
@@ -155,22 +151,6 @@ absl::StatusOr<RunnableMethod> FullPrecision(const CacheShape& shape,
     layer.mutable_value()->set_bits(16);
   }
   return method;
-}
-
-std::string AttentionKernels(const KvCache& cache,
-                             AttentionArithmetic arithmetic) {
-  std::set<std::string> names;
-  for (int i = 0; i < cache.shape().num_layers; ++i) {
-    for (const auto* streams : {&cache.layer(i).keys, &cache.layer(i).values}) {
-      for (const KvStream& stream : *streams) {
-        const std::vector<const BlockCodec*> codecs = stream.codecs();
-        if (codecs.empty()) names.insert(NameOf(stream.full_precision()));
-        for (const BlockCodec* codec : codecs)
-          names.insert(PackedKernelName(*codec, arithmetic));
-      }
-    }
-  }
-  return absl::StrJoin(names, " + ");
 }
 
 Ledger LedgerRecord(const MemoryLedger& bill, const CacheShape& shape,

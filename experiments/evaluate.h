@@ -28,12 +28,6 @@ namespace kvmix {
 absl::StatusOr<RunnableMethod> FullPrecision(
     const CacheShape& shape, CachePlan::FullPrecision type = CachePlan::HALF);
 
-// What computes decode attention over this cache, as PackedKernelName says, or
-// "half", "bfloat16" or "float" for what is not packed; several, if layers or
-// keys and values differ: "float + int8".
-std::string AttentionKernels(const KvCache& cache,
-                             AttentionArithmetic arithmetic);
-
 // What a cache holds at the end of a window of num_tokens tokens.
 Ledger LedgerRecord(const MemoryLedger& bill, const CacheShape& shape,
                     int64_t num_tokens);

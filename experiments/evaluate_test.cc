@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "attention/attention.h"
 #include "experiments/loaded_model.h"
 #include "experiments/metrics.h"
 #include "experiments/observe_prompts.h"

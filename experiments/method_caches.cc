@@ -1,11 +1,11 @@
 #include "experiments/method_caches.h"
 
 #include <algorithm>
+#include <iostream>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "attention/eviction_step.h"
 #include "experiments/metrics.h"
 #include "kvmix/base/status_macros.h"
 
@@ -50,18 +50,6 @@ class CpuCaches final : public MethodCaches {
   std::vector<std::unique_ptr<KvCache>> caches_;
 };
 
-// The device's cache keeps each token in the format of the plan.
-absl::Status CheckKeepsOneFormat(const RunnableMethod& method) {
-  KVMIX_RETURN_IF_ERROR(CheckEvictsOnDevice(*method.eviction));
-  constexpr int kAnyHeadDim = 64;
-  KVMIX_ASSIGN_OR_RETURN(const std::vector<AgeTier> tiers,
-                         method.recency->Tiers(Side::kKey, kAnyHeadDim));
-  if (tiers.empty()) return absl::OkStatus();
-  return absl::UnimplementedError(
-      "the recency policy stores tokens in several formats, which only the CPU "
-      "does; set model.device: CPU or another recency_policy");
-}
-
 // One method after the other: sequences of one pass share a plan.
 class DeviceCaches final : public MethodCaches {
  public:
@@ -70,18 +58,13 @@ class DeviceCaches final : public MethodCaches {
       const CacheRoom& room) {
     auto caches = std::unique_ptr<DeviceCaches>(new DeviceCaches(model));
     for (const RunnableMethod& method : methods) {
-      KVMIX_RETURN_IF_ERROR(CheckRunsOnDevice(method));
-      absl::StatusOr<std::unique_ptr<DeviceSequences>> sequences =
-          model.NewSequences(method.plan, method.recency,
-                             {.num_sequences = 1,
-                              .max_tokens = room.max_tokens,
-                              .max_chunk_tokens = room.max_chunk_tokens,
-                              .eviction = method.eviction});
-      if (!sequences.ok()) {
-        return AddContext(sequences.status(),
-                          absl::StrCat("method ", method.name));
-      }
-      caches->sequences_.push_back(*std::move(sequences));
+      KVMIX_ASSIGN_OR_RETURN(
+          std::unique_ptr<DeviceSequences> sequences,
+          MakeSequences(model, method,
+                        {.num_sequences = 1,
+                         .max_tokens = room.max_tokens,
+                         .max_chunk_tokens = room.max_chunk_tokens}));
+      caches->sequences_.push_back(std::move(sequences));
     }
     return caches;
   }
@@ -188,9 +171,23 @@ absl::StatusOr<std::unique_ptr<KvCache>> MakeCache(
   return AddContext(cache.status(), absl::StrCat("method ", method.name));
 }
 
-absl::Status CheckRunsOnDevice(const RunnableMethod& method) {
-  return AddContext(CheckKeepsOneFormat(method),
-                    absl::StrCat("method ", method.name));
+absl::StatusOr<std::unique_ptr<DeviceSequences>> MakeSequences(
+    DeviceModel& model, const RunnableMethod& method,
+    const SequencesOptions& room) {
+  SequencesOptions options = room;
+  options.eviction = method.eviction;
+  absl::StatusOr<std::unique_ptr<DeviceSequences>> sequences =
+      model.NewSequences(method.plan, method.recency, options);
+  if (sequences.ok()) return sequences;
+  return AddContext(sequences.status(), absl::StrCat("method ", method.name));
+}
+
+void TellIfOnHost(const std::string& method, const std::string& why_on_host) {
+  if (why_on_host.empty()) return;
+  std::cerr << absl::StrCat(
+      "method ", method,
+      ": its cache lies in host memory, and the CPU attends to it: ",
+      why_on_host, "\n");
 }
 
 absl::StatusOr<std::unique_ptr<MethodCaches>> MakeMethodCaches(

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -46,13 +47,17 @@ class MethodCaches {
 // than rounding.
 inline constexpr double kMaxDisagreement = 0.01;
 
-// Error: Unimplemented, with the method's name and field, for what only the
-// CPU's cache does.
-absl::Status CheckRunsOnDevice(const RunnableMethod& method);
+// MakeCache on a device; the eviction policy is the method's. Errors: of
+// DeviceModel::NewSequences, with the method's name.
+absl::StatusOr<std::unique_ptr<DeviceSequences>> MakeSequences(
+    DeviceModel& model, const RunnableMethod& method,
+    const SequencesOptions& room);
 
-// Errors: those above, of KvCache::Create and DeviceModel::NewSequences, with
-// the method's name. Forward: those of the models; with check_against_cpu,
-// DataLoss for a chunk whose logits disagree.
+// A line on stderr, unless the reason (DeviceSequences::WhyOnHost) is empty.
+void TellIfOnHost(const std::string& method, const std::string& why_on_host);
+
+// Errors: of MakeCache and MakeSequences. Forward: those of the models; with
+// check_against_cpu, DataLoss for a chunk whose logits disagree.
 absl::StatusOr<std::unique_ptr<MethodCaches>> MakeMethodCaches(
     const WhereToRun& where, absl::Span<const RunnableMethod> methods,
     const CacheRoom& room);

@@ -1,5 +1,5 @@
-// The caches of a device that the CPU checks, and what a device refuses. The
-// device is the CPU's own model, whose logits can be made to differ.
+// The caches of a device that the CPU checks. The device is the CPU's own
+// model, whose logits can be made to differ.
 #include "experiments/method_caches.h"
 
 #include <cmath>
@@ -35,6 +35,7 @@ class FakeSequences final : public DeviceSequences {
     return ledger;
   }
   std::string AttentionKernels() const override { return "fake"; }
+  std::string WhyOnHost() const override { return ""; }
   void Reset(int) override {}
   const std::unique_ptr<KvCache> cache;
 };
@@ -43,6 +44,7 @@ class FakeDevice final : public DeviceModel {
  public:
   explicit FakeDevice(Transformer& model) : model_(model) {}
   Change change = [](int64_t, std::vector<float>&) {};
+  absl::Status error;                              // of NewSequences
   std::shared_ptr<const EvictionPolicy> eviction;  // of the newest sequences
 
   const ModelConfig& config() const override { return model_.config(); }
@@ -53,6 +55,7 @@ class FakeDevice final : public DeviceModel {
   absl::StatusOr<std::unique_ptr<DeviceSequences>> NewSequences(
       const CachePlan& plan, std::shared_ptr<const RecencyPolicy> recency,
       const SequencesOptions& options) override {
+    KVMIX_RETURN_IF_ERROR(error);
     eviction = options.eviction;
     KVMIX_ASSIGN_OR_RETURN(
         std::unique_ptr<KvCache> cache,
@@ -87,23 +90,14 @@ class FakeDevice final : public DeviceModel {
   Transformer& model_;
 };
 
-// Drops the oldest token, in name; or demotes it.
+// Drops tokens, in name.
 class Evicting final : public EvictionPolicy {
  public:
-  explicit Evicting(int demoted_bits) : demoted_bits_(demoted_bits) {}
-  absl::StatusOr<QuantFormat> DemotionFormat(Side, int) const override {
-    QuantFormat format;
-    format.set_bits(demoted_bits_);
-    return format;
-  }
   bool WouldDrop(const EvictionState&) const override { return true; }
   std::vector<TokenList> TokensToDrop(
       const EvictionState& state) const override {
     return std::vector<TokenList>(state.heads.size());
   }
-
- private:
-  const int demoted_bits_;
 };
 
 class MethodCachesTest : public ::testing::Test {
@@ -208,42 +202,25 @@ TEST_F(MethodCachesTest, TheLedgerIsTheDevices) {
 
 TEST_F(MethodCachesTest, ADeviceEvictsAsTheMethodSays) {
   RunnableMethod method = Method("dropping");
-  method.eviction = std::make_shared<Evicting>(0);
+  method.eviction = std::make_shared<Evicting>();
   EXPECT_OK(Make({method}));
   EXPECT_EQ(device_.eviction, method.eviction);
 }
 
-TEST_F(MethodCachesTest, ADeviceRefusesDemotion) {
-  RunnableMethod method = Method("demoting");
-  method.eviction = std::make_shared<Evicting>(2);
-  EXPECT_THAT(
-      Make({method}).status(),
-      StatusIs(absl::StatusCode::kUnimplemented,
-               HasSubstr("method demoting: the eviction policy demotes")));
+TEST_F(MethodCachesTest, ErrorsOfADeviceNameTheMethod) {
+  device_.error = absl::ResourceExhaustedError("no room");
+  EXPECT_THAT(Make({Method("large")}).status(),
+              StatusIs(absl::StatusCode::kResourceExhausted,
+                       HasSubstr("method large: no room")));
 }
 
-// One format for a while, then the plan's.
-class Aging final : public RecencyPolicy {
- public:
-  FlushOrder flush_order() const override {
-    return FlushOrder::kBeforeAttention;
-  }
-  absl::StatusOr<std::vector<AgeTier>> Tiers(Side, int) const override {
-    return std::vector<AgeTier>(1);
-  }
-  absl::Status Validate(const WindowState&) const override {
-    return absl::OkStatus();
-  }
-  int64_t TokensToQuantize(const WindowState&) const override { return 0; }
-};
-
-TEST_F(MethodCachesTest, ADeviceRefusesFormatsByAge) {
-  RunnableMethod method = Method("aging");
-  method.recency = std::make_shared<Aging>();
-  EXPECT_THAT(Make({method}).status(),
-              StatusIs(absl::StatusCode::kUnimplemented,
-                       HasSubstr("method aging: the recency policy stores "
-                                 "tokens in several formats")));
+TEST_F(MethodCachesTest, WhatIsOnTheHostIsTold) {
+  ::testing::internal::CaptureStderr();
+  TellIfOnHost("on the device", "");
+  TellIfOnHost("aging", "no kernels for formats by age");
+  EXPECT_EQ(::testing::internal::GetCapturedStderr(),
+            "method aging: its cache lies in host memory, and the CPU attends "
+            "to it: no kernels for formats by age\n");
 }
 
 }  // namespace

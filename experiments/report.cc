@@ -135,6 +135,7 @@ Json RowJson(const MethodRecord& method, const Timings& timings) {
   const DatasetRecord& first = method.dataset(0);
   Json row = {{"method", method.name()},
               {"attention_kernels", method.attention_kernels()},
+              {"why_on_host", method.why_on_host()},
               {"dataset", first.name()},
               {"quality", QualityJson(first.quality())},
               {"memory", MemoryJson(method, first.memory())},
@@ -408,6 +409,13 @@ std::string SummaryNotes(const RunRecord& record, const Timings& timings) {
                             speed.method(), Mib(speed.cache_bytes()),
                             Mib(speed.device_bytes()));
     }
+  }
+  for (const MethodRecord& method : record.method()) {
+    if (method.why_on_host().empty()) continue;
+    absl::StrAppendFormat(&notes,
+                          "The cache of %s lay in host memory, and the CPU "
+                          "attended to it: %s.\n",
+                          method.name(), method.why_on_host());
   }
   for (const ProfileTiming& profile : timings.profile()) {
     absl::StrAppendFormat(&notes, "Profile %s: %.1f s.\n", profile.estimator(),

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "attention/attention.h"
 #include "experiments/config.h"
 #include "experiments/machine.h"
 #include "experiments/metrics.h"
@@ -97,22 +98,22 @@ absl::Status WritePlans(const ExperimentConfig& config,
   return absl::OkStatus();
 }
 
-// What computes decode attention over a method's cache. Errors: a cache that
-// cannot be made.
-absl::StatusOr<std::string> KernelsOf(const ModelSource& source,
-                                      const LoadedModel& model,
-                                      const RunnableMethod& method) {
+// Errors: a cache that cannot be made.
+absl::StatusOr<AttentionOf> AttentionOfMethod(const ModelSource& source,
+                                              const LoadedModel& model,
+                                              const RunnableMethod& method) {
   KVMIX_ASSIGN_OR_RETURN(const std::unique_ptr<KvCache> cache,
                          MakeCache(*model.transformer, method));
-  if (model.device == nullptr)
-    return AttentionKernels(*cache,
-                            ArithmeticOf(source.attention_arithmetic()));
-  KVMIX_RETURN_IF_ERROR(CheckRunsOnDevice(method));
-  absl::StatusOr<std::unique_ptr<DeviceSequences>> sequences =
-      model.device->NewSequences(method.plan, method.recency,
-                                 {.max_tokens = 1});
-  if (sequences.ok()) return (*sequences)->AttentionKernels();
-  return AddContext(sequences.status(), absl::StrCat("method ", method.name));
+  if (model.device == nullptr) {
+    return AttentionOf{.kernels = AttentionKernels(
+                           *cache, ArithmeticOf(source.attention_arithmetic())),
+                       .why_on_host = ""};
+  }
+  KVMIX_ASSIGN_OR_RETURN(
+      const std::unique_ptr<DeviceSequences> sequences,
+      MakeSequences(*model.device, method, {.max_tokens = 1}));
+  return AttentionOf{.kernels = sequences->AttentionKernels(),
+                     .why_on_host = sequences->WhyOnHost()};
 }
 
 // Everything of the record that is known before quality is measured.
@@ -143,8 +144,8 @@ absl::StatusOr<RunRecord> StartRecord(const ExperimentConfig& config,
     row.set_name(method.name);
     row.set_profile(prepared.profile_of[m]);
     *row.mutable_plan() = method.plan;
-    KVMIX_ASSIGN_OR_RETURN(*row.mutable_attention_kernels(),
-                           KernelsOf(config.model(), model, method));
+    row.set_attention_kernels(prepared.attention[m].kernels);
+    row.set_why_on_host(prepared.attention[m].why_on_host);
     KVMIX_ASSIGN_OR_RETURN(const PlanBits bits,
                            BitsOfPlan(method.plan, model_config.head_dim));
     row.set_key_nominal_bits(bits.key.nominal);
@@ -321,7 +322,10 @@ absl::StatusOr<PreparedMethods> PrepareMethods(const ExperimentConfig& config,
                         absl::StrCat("method ", method.name()));
     }
     // What the cache refuses should be said before the first window runs.
-    KVMIX_RETURN_IF_ERROR(KernelsOf(config.model(), model, *runnable).status());
+    KVMIX_ASSIGN_OR_RETURN(AttentionOf attention,
+                           AttentionOfMethod(config.model(), model, *runnable));
+    TellIfOnHost(runnable->name, attention.why_on_host);
+    prepared.attention.push_back(std::move(attention));
     prepared.methods.push_back(*std::move(runnable));
     prepared.profile_of.push_back(key);
   }

@@ -36,11 +36,18 @@ absl::StatusOr<ExperimentResult> RunExperiment(
     const ExperimentConfig& config, const std::atomic<bool>* stop = nullptr,
     const CellFolders* cell = nullptr);
 
+// What attends to a method's cache.
+struct AttentionOf {
+  std::string kernels;      // of decode steps, AttentionKernels
+  std::string why_on_host;  // DeviceSequences::WhyOnHost
+};
+
 // Stages Profile and Allocate for all methods of a config.
 struct PreparedMethods {
   std::vector<RunnableMethod> methods;
   std::vector<StoredProfile> profiles;  // each one once
   std::vector<std::string> profile_of;  // key for each method, or ""
+  std::vector<AttentionOf> attention;   // of each method
 
   // The profile that method m's plan was made from, or null.
   const ImportanceProfile* ProfileOf(size_t m) const;

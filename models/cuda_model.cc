@@ -1,24 +1,25 @@
 // The model on a CUDA device: cuBLAS for matrix products, kernels of cuda_ops.h
-// and attention/cuda_kv_cache.h for the rest.
+// for the rest, and caches with their attention in cuda_sequences.h.
 //
 // The residual stream, and what comes out of products, are float; norms,
 // attention and activations are rounded to the weights' type, since they go
 // into products. A pass copies its tokens to the device, launches everything on
 // one stream, and copies logits back. A decode step (one token of each
 // sequence) is captured into a CUDA graph the first time, and replayed while
-// the cache's launch_key() is the same.
+// the sequences' LaunchKey() is the same; where the host takes part, there is
+// none.
 #include <algorithm>
-#include <string>
+#include <optional>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "attention/cuda_kv_cache.h"
-#include "kvmix/base/cuda_graph.h"
 #include "kvmix/base/device_memory.h"
 #include "kvmix/base/status_macros.h"
+#include "models/cuda_host_sequences.h"
 #include "models/cuda_linear.h"
 #include "models/cuda_ops.h"
+#include "models/cuda_sequences.h"
 #include "models/cuda_trace.h"
 #include "models/cuda_weights.h"
 #include "models/device_model.h"
@@ -34,45 +35,20 @@ constexpr int64_t kRowTile = 1024;
 // one row, and of a decode step all.
 constexpr int64_t kLogitTileFloats = int64_t{4} << 20;
 
-class CudaSequences final : public DeviceSequences {
- public:
-  explicit CudaSequences(std::unique_ptr<CudaKvCache> cache)
-      : cache(std::move(cache)) {}
-  int64_t num_tokens(int sequence) const override {
-    return cache->num_tokens(sequence);
-  }
-  MemoryLedger ledger() const override { return cache->ledger(); }
-  std::string AttentionKernels() const override {
-    std::vector<std::string> names;
-    for (int i = 0; i < cache->shape().num_layers; ++i)
-      names.push_back(cache->DecodeKernelName(i));
-    std::sort(names.begin(), names.end());
-    names.erase(std::unique(names.begin(), names.end()), names.end());
-    std::string text;
-    for (const std::string& name : names)
-      absl::StrAppend(&text, text.empty() ? "" : " + ", name);
-    return text;
-  }
-  void Reset(int sequence) override { cache->Reset(sequence); }
-
-  const std::unique_ptr<CudaKvCache> cache;
-  CudaGraph decode;
-};
-
 class CudaModel final : public DeviceModel {
  public:
-  CudaModel(const ModelConfig& config, bool use_graphs)
+  CudaModel(const ModelConfig& config, bool use_graphs, ThreadPool& threads)
       : config_(config),
         use_graphs_(use_graphs),
         q_size_(int64_t{config.num_heads} * config.head_dim),
-        qkv_size_(q_size_ +
-                  2 * int64_t{config.num_kv_heads} * config.head_dim) {}
+        qkv_size_(q_size_ + 2 * int64_t{config.num_kv_heads} * config.head_dim),
+        key_rotation_(MakeKeyRotation(config)),
+        host_(threads) {}
   ~CudaModel() override {
     if (stream_ != nullptr) cudaStreamDestroy(stream_);
   }
 
-  absl::Status Load(const WeightSource& source, CudaNumber type,
-                    ThreadPool& threads);
+  absl::Status Load(const WeightSource& source, CudaNumber type);
 
   const ModelConfig& config() const override { return config_; }
   int64_t weight_bytes() const override { return weights_.memory.bytes(); }
@@ -114,25 +90,23 @@ class CudaModel final : public DeviceModel {
     int64_t token;
   };
 
-  CacheShape Shape() const {
-    return {.num_layers = config_.num_layers,
-            .num_kv_heads = config_.num_kv_heads,
-            .head_dim = config_.head_dim};
-  }
-  CudaCacheOptions CacheOptions(const SequencesOptions& options) const {
-    return {.num_sequences = options.num_sequences,
-            .max_tokens = options.max_tokens,
-            .max_chunk_tokens = options.max_chunk_tokens,
+  CudaSequencesSetting Setting() const {
+    return {.shape = {.num_layers = config_.num_layers,
+                      .num_kv_heads = config_.num_kv_heads,
+                      .head_dim = config_.head_dim,
+                      .key_rotation = key_rotation_},
             .num_heads = config_.num_heads,
-            .eviction = options.eviction};
+            .attention = {.scale = AttentionScale(config_),
+                          .sliding_window = config_.sliding_window},
+            .type = weights_.type};
   }
-  absl::Status Validate(const CudaKvCache& cache,
+  absl::Status Validate(const CudaSequences& sequences,
                         absl::Span<const DeviceChunk> batch) const;
   absl::Status Reserve(int64_t rows, int64_t wanted);
-  absl::Status UploadTokens(const CudaKvCache& cache,
+  absl::Status UploadTokens(const CudaSequences& sequences,
                             absl::Span<const DeviceChunk> batch);
-  absl::Status Launch(CudaKvCache& cache);
-  absl::Status LaunchLayer(int index, CudaKvCache& cache);
+  absl::Status Launch(CudaSequences& sequences);
+  absl::Status LaunchLayer(int index, CudaSequences& sequences);
   absl::Status LaunchMlp(const CudaWeights::Layer& layer, int64_t first,
                          int64_t rows);
   // Logits of rows [first, first + rows) of those wanted.
@@ -154,8 +128,10 @@ class CudaModel final : public DeviceModel {
 
   const ModelConfig config_;
   const bool use_graphs_;
-  const int64_t q_size_;     // H D
-  const int64_t qkv_size_;   // (H + 2 G) D
+  const int64_t q_size_;    // H D
+  const int64_t qkv_size_;  // (H + 2 G) D
+  const std::shared_ptr<const KeyRotation> key_rotation_;
+  HostWork host_;
   int64_t free_before_ = 0;  // of the device, before the model was loaded
   cudaStream_t stream_ = nullptr;
   CudaWeights weights_;
@@ -185,13 +161,12 @@ class CudaModel final : public DeviceModel {
   float* logits_ = nullptr;        // [logit tile, vocab]
 };
 
-absl::Status CudaModel::Load(const WeightSource& source, CudaNumber type,
-                             ThreadPool& threads) {
+absl::Status CudaModel::Load(const WeightSource& source, CudaNumber type) {
   KVMIX_RETURN_IF_ERROR(
       CudaStatus(cudaStreamCreate(&stream_), "start of the CUDA device"));
   KVMIX_ASSIGN_OR_RETURN(free_before_, FreeDeviceBytes());
   KVMIX_ASSIGN_OR_RETURN(weights_,
-                         LoadCudaWeights(config_, source, type, threads));
+                         LoadCudaWeights(config_, source, type, host_.threads));
   KVMIX_ASSIGN_OR_RETURN(CudaLinear linear, CudaLinear::Create(stream_));
   linear_ = std::make_unique<CudaLinear>(std::move(linear));
   return absl::OkStatus();
@@ -200,34 +175,29 @@ absl::Status CudaModel::Load(const WeightSource& source, CudaNumber type,
 absl::StatusOr<std::unique_ptr<DeviceSequences>> CudaModel::NewSequences(
     const CachePlan& plan, std::shared_ptr<const RecencyPolicy> recency,
     const SequencesOptions& options) {
-  if (config_.sliding_window > 0 && options.eviction != nullptr &&
-      options.eviction->evicts()) {
+  if (config_.sliding_window > 0 && options.eviction->evicts()) {
     return absl::UnimplementedError(absl::StrCat(
         "there is an eviction policy but the model attends to a sliding window "
         "of ",
         config_.sliding_window, " tokens; use eviction_policy \"keep_all\""));
   }
-  KVMIX_ASSIGN_OR_RETURN(std::unique_ptr<CudaKvCache> cache,
-                         CudaKvCache::Create(Shape(), plan, std::move(recency),
-                                             CacheOptions(options)));
-  return std::make_unique<CudaSequences>(std::move(cache));
+  return NewCudaSequences(Setting(), plan, std::move(recency), options, host_);
 }
 
-absl::Status CudaModel::Validate(const CudaKvCache& cache,
+absl::Status CudaModel::Validate(const CudaSequences& sequences,
                                  absl::Span<const DeviceChunk> batch) const {
   for (size_t i = 0; i < batch.size(); ++i) {
     const DeviceChunk& chunk = batch[i];
-    const int sequences = cache.options().num_sequences;
-    if (chunk.sequence < 0 || chunk.sequence >= sequences) {
+    if (chunk.sequence < 0 || chunk.sequence >= sequences.num_sequences()) {
       return absl::InvalidArgumentError(
           absl::StrCat("batch[", i, "].sequence is ", chunk.sequence,
-                       " but must be in [0, ", sequences, ")"));
+                       " but must be in [0, ", sequences.num_sequences(), ")"));
     }
     if (chunk.tokens.empty()) {
       return absl::InvalidArgumentError(absl::StrCat(
           "batch[", i, "].tokens is empty but must hold at least one token"));
     }
-    const int64_t past = cache.num_tokens(chunk.sequence);
+    const int64_t past = sequences.num_tokens(chunk.sequence);
     const int64_t length = past + static_cast<int64_t>(chunk.tokens.size());
     if (length > config_.max_position) {
       return absl::OutOfRangeError(absl::StrCat(
@@ -294,7 +264,7 @@ absl::Status CudaModel::Reserve(int64_t rows, int64_t wanted) {
 }
 
 // Counts the rows, and copies tokens, positions and wanted rows to the device.
-absl::Status CudaModel::UploadTokens(const CudaKvCache& cache,
+absl::Status CudaModel::UploadTokens(const CudaSequences& sequences,
                                      absl::Span<const DeviceChunk> batch) {
   std::vector<int32_t> tokens, positions, logit_rows;
   wanted_.clear();
@@ -304,7 +274,7 @@ absl::Status CudaModel::UploadTokens(const CudaKvCache& cache,
                                  : batch[i].logits == WantLogits::kLast
                                      ? count - 1
                                      : 0;
-    const int64_t past = cache.num_tokens(batch[i].sequence);
+    const int64_t past = sequences.num_tokens(batch[i].sequence);
     for (int64_t t = 0; t < count; ++t) {
       if (t >= first_wanted) {
         logit_rows.push_back(static_cast<int32_t>(tokens.size()));
@@ -346,7 +316,7 @@ absl::Status CudaModel::LaunchMlp(const CudaWeights::Layer& layer,
                  hidden);
 }
 
-absl::Status CudaModel::LaunchLayer(int index, CudaKvCache& cache) {
+absl::Status CudaModel::LaunchLayer(int index, CudaSequences& sequences) {
   const CudaWeights::Layer& layer = weights_.layers[index];
   const int64_t size = config_.hidden_size;
   KVMIX_RETURN_IF_ERROR(Launched(
@@ -357,20 +327,7 @@ absl::Status CudaModel::LaunchLayer(int index, CudaKvCache& cache) {
   KVMIX_RETURN_IF_ERROR(
       Launched(CudaPrepareHeads(HeadsOf(config_, weights_, layer), positions_,
                                 num_rows_, qkv_, stream_)));
-  const int64_t kv_size = (qkv_size_ - q_size_) / 2;
-  const auto rows_at = [&](int64_t offset) {
-    return CudaRows{qkv_ + offset, CudaNumber::kFloat, qkv_size_};
-  };
-  KVMIX_RETURN_IF_ERROR(cache.Append(index, rows_at(q_size_),
-                                     rows_at(q_size_ + kv_size), stream_));
-  KVMIX_RETURN_IF_ERROR(cache.Attention(
-      index, rows_at(0), CudaMutableRows{attended_, weights_.type, q_size_},
-      {.scale = AttentionScale(config_),
-       .sliding_window = config_.sliding_window},
-      stream_));
-  KVMIX_RETURN_IF_ERROR(
-      cache.Observe(index, rows_at(0), AttentionScale(config_), stream_));
-  KVMIX_RETURN_IF_ERROR(cache.FinishChunk(index, stream_));
+  KVMIX_RETURN_IF_ERROR(sequences.RunLayer(index, qkv_, attended_, stream_));
   KVMIX_RETURN_IF_ERROR(Product(attended_, layer.output, num_rows_, q_size_,
                                 size, /*add=*/true, hidden_));
   for (int64_t first = 0; first < num_rows_; first += kRowTile) {
@@ -388,13 +345,13 @@ absl::Status CudaModel::LaunchLogits(int64_t first, int64_t rows) {
                  config_.vocab_size, /*add=*/false, logits_);
 }
 
-absl::Status CudaModel::Launch(CudaKvCache& cache) {
+absl::Status CudaModel::Launch(CudaSequences& sequences) {
   KVMIX_RETURN_IF_ERROR(
       Launched(CudaEmbed(weights_.embedding, weights_.type, tokens_, num_rows_,
                          config_.hidden_size, hidden_, stream_)));
   for (int i = 0; i < config_.num_layers; ++i) {
     KVMIX_RETURN_IF_ERROR(
-        AddContext(LaunchLayer(i, cache), absl::StrCat("layer ", i)));
+        AddContext(LaunchLayer(i, sequences), absl::StrCat("layer ", i)));
   }
   const int64_t first_tile =
       std::min<int64_t>(static_cast<int64_t>(wanted_.size()), LogitTile());
@@ -405,15 +362,16 @@ absl::Status CudaModel::Launch(CudaKvCache& cache) {
 // Everything up to the first tile of logits.
 absl::Status CudaModel::LaunchAll(CudaSequences& sequences,
                                   absl::Span<const DeviceChunk> batch) {
-  CudaKvCache& cache = *sequences.cache;
   const bool is_decode_step = num_rows_ == static_cast<int64_t>(batch.size());
-  if (!use_graphs_ || !is_decode_step) return Launch(cache);
-  const std::vector<uint64_t> key = {cache.launch_key(), reservation_,
+  const std::optional<uint64_t> launches =
+      use_graphs_ && is_decode_step ? sequences.LaunchKey() : std::nullopt;
+  if (!launches) return Launch(sequences);
+  const std::vector<uint64_t> key = {*launches, reservation_,
                                      static_cast<uint64_t>(num_rows_),
                                      static_cast<uint64_t>(wanted_.size())};
   if (!sequences.decode.Serves(key)) {
-    KVMIX_RETURN_IF_ERROR(
-        sequences.decode.Capture(key, stream_, [&] { return Launch(cache); }));
+    KVMIX_RETURN_IF_ERROR(sequences.decode.Capture(
+        key, stream_, [&] { return Launch(sequences); }));
   }
   return sequences.decode.Launch(stream_);
 }
@@ -447,17 +405,17 @@ absl::Status CudaModel::Forward(DeviceSequences& sequences,
                                 const LogitsConsumer& consume) {
   auto& own = static_cast<CudaSequences&>(sequences);
   if (batch.empty()) return absl::OkStatus();
-  KVMIX_RETURN_IF_ERROR(Validate(*own.cache, batch));
-  KVMIX_RETURN_IF_ERROR(UploadTokens(*own.cache, batch));
+  KVMIX_RETURN_IF_ERROR(Validate(own, batch));
+  KVMIX_RETURN_IF_ERROR(UploadTokens(own, batch));
   std::vector<SequenceChunk> chunk;
   for (const DeviceChunk& c : batch)
     chunk.push_back({c.sequence, static_cast<int64_t>(c.tokens.size())});
-  KVMIX_RETURN_IF_ERROR(own.cache->BeginChunk(chunk, stream_));
+  KVMIX_RETURN_IF_ERROR(own.BeginChunk(chunk, stream_));
   KVMIX_RETURN_IF_ERROR(LaunchAll(own, batch));
-  KVMIX_RETURN_IF_ERROR(own.cache->EndChunk(stream_));
+  KVMIX_RETURN_IF_ERROR(own.EndChunk(stream_));
   KVMIX_RETURN_IF_ERROR(ShowLogits(consume));
   // Waits, so that the host may write its inputs of the next pass.
-  return own.cache->CheckNumbers(stream_);
+  return own.CheckNumbers(stream_);
 }
 
 absl::StatusOr<std::unique_ptr<DeviceModel>> Load(
@@ -479,12 +437,11 @@ absl::StatusOr<std::unique_ptr<DeviceModel>> Load(
         error == cudaSuccess ? "none" : cudaGetErrorString(error),
         "); choose device CPU"));
   }
-  auto model = std::make_unique<CudaModel>(config, options.use_graphs);
+  auto model = std::make_unique<CudaModel>(config, options.use_graphs, threads);
   const CudaNumber type = options.compute == ComputeType::kBFloat16
                               ? CudaNumber::kBFloat16
                               : CudaNumber::kFloat;
-  KVMIX_RETURN_IF_ERROR(
-      AddContext(model->Load(weights, type, threads), "device CUDA"));
+  KVMIX_RETURN_IF_ERROR(AddContext(model->Load(weights, type), "device CUDA"));
   return model;
 }
 

@@ -39,16 +39,19 @@ std::shared_ptr<const RecencyPolicy> KeepEverything() {
 std::unique_ptr<DeviceModel> LoadDevice(const ModelConfig& config,
                                         const WeightSource& weights,
                                         const DeviceModelOptions& options) {
-  ThreadPool threads(1);
+  static ThreadPool threads(1);  // outlives the model
   auto model = LoadCudaModel(config, weights, options, threads);
   EXPECT_OK(model.status());
   return *std::move(model);
 }
 
 std::unique_ptr<DeviceSequences> NewSequences(DeviceModel& model, int count) {
-  auto sequences = model.NewSequences(
-      FullPrecisionPlan(model.config()), KeepEverything(),
-      {.num_sequences = count, .max_tokens = 64, .max_chunk_tokens = 64});
+  auto sequences =
+      model.NewSequences(FullPrecisionPlan(model.config()), KeepEverything(),
+                         {.num_sequences = count,
+                          .max_tokens = 64,
+                          .max_chunk_tokens = 64,
+                          .eviction = std::make_shared<KeepAll>()});
   EXPECT_OK(sequences.status());
   return *std::move(sequences);
 }

@@ -2,7 +2,10 @@
 //
 // It differs from Transformer where memory decides: all sequences of a batch
 // lie in one cache of one plan, with room for a number of tokens that is fixed
-// when it is made. Nothing here needs CUDA: a program that links
+// when it is made. A cache that no kernels of the device serve lies in the
+// host's memory, and the CPU attends to it: codes are the CPU's either way, and
+// DeviceSequences says which it is. Nothing here needs CUDA: a program that
+// links
 // //models:cuda_model can load a model onto a CUDA device, any other says that
 // it cannot.
 #pragma once
@@ -41,8 +44,7 @@ struct SequencesOptions {
   int num_sequences = 1;
   int64_t max_tokens = 0;        // of each sequence
   int64_t max_chunk_tokens = 1;  // of all sequences in one pass
-  // Null: all tokens stay.
-  std::shared_ptr<const EvictionPolicy> eviction = nullptr;
+  std::shared_ptr<const EvictionPolicy> eviction = nullptr;  // not null
 };
 
 // The cached tokens of a batch of sequences. It must not outlive its model.
@@ -51,10 +53,15 @@ class DeviceSequences {
   virtual ~DeviceSequences() = default;
   // Those that have left included.
   virtual int64_t num_tokens(int sequence) const = 0;
-  // Device bytes by cause; total() is what was allocated.
+  // Bytes by cause, of the device or, with WhyOnHost, of the host; total() is
+  // what was allocated.
   virtual MemoryLedger ledger() const = 0;
-  // What computes decode attention over this cache, for records.
+  // What computes decode attention over this cache, for records; "host: ..."
+  // where the CPU does.
   virtual std::string AttentionKernels() const = 0;
+  // What has no kernels on the device, so that the cache lies in host memory
+  // and the CPU attends to it; empty: it lies on the device.
+  virtual std::string WhyOnHost() const = 0;
   virtual void Reset(int sequence) = 0;
 };
 
@@ -82,9 +89,9 @@ class DeviceModel {
   virtual int64_t weight_bytes() const = 0;  // on the device
   virtual absl::StatusOr<DeviceMemoryUse> MemoryUse() const = 0;
 
-  // Errors: Unimplemented for a format that no kernel reads, and for an
-  // eviction policy that only the CPU serves; ResourceExhausted, with the
-  // bytes, if the device has no room.
+  // Errors: those of KvCache::Create; Unimplemented for an eviction policy
+  // beside a sliding window; ResourceExhausted, with the bytes, if the device
+  // has no room.
   virtual absl::StatusOr<std::unique_ptr<DeviceSequences>> NewSequences(
       const CachePlan& plan, std::shared_ptr<const RecencyPolicy> recency,
       const SequencesOptions& options) = 0;
@@ -102,7 +109,8 @@ class DeviceModel {
 };
 
 // On the first CUDA device. Weights become `compute` numbers as they are read;
-// `threads` decode them. Errors: Unimplemented in a program without CUDA,
+// `threads` decode them, attend to caches on the host, and outlive the model.
+// Errors: Unimplemented in a program without CUDA,
 // FailedPrecondition without a device, ResourceExhausted for weights that do
 // not fit.
 absl::StatusOr<std::unique_ptr<DeviceModel>> LoadCudaModel(

@@ -53,7 +53,7 @@ pack() {
     cp -L "${CUDA_PATH:-/usr/local/cuda}"/lib64/libcublas{,Lt}.so.1[0-9] "$folder/lib/"
   fi
   cp -rL models/embedded "$folder/data/models/"
-  cp -rL experiments/configs "$folder/data/experiments/"
+  cp -rL experiments/configs experiments/presets "$folder/data/experiments/"
   cp "$self" "$folder/gpu_check.sh"
   git rev-parse HEAD > "$folder/commit"
   tar -C "$(dirname "$folder")" -czf "$folder.tar.gz" "$(basename "$folder")"

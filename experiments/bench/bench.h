@@ -53,8 +53,8 @@ struct BenchRow {
   int64_t cache_bytes = 0;
   int64_t resident_bytes = 0;
   // With `throughput`, generated tokens per second of all its time, prompts
-  // included; cache_bytes and resident_bytes are after the last step, on a
-  // device as the driver counts (DeviceMemoryUse).
+  // included; cache_bytes and resident_bytes are after the last step, of caches
+  // on a device as the driver counts (DeviceMemoryUse).
   Spread throughput;
   std::string kernels;  // of decode attention, AttentionKernels
   // What a decode step must read: all weights but the input embedding, once,

@@ -76,9 +76,8 @@ absl::StatusOr<std::unique_ptr<Transformer>> LoadBenchTransformer(
 }
 
 absl::StatusOr<std::unique_ptr<DeviceModel>> LoadBenchDevice(
-    const BenchModelOptions& options, int64_t num_threads) {
+    const BenchModelOptions& options, ThreadPool& threads) {
   KVMIX_ASSIGN_OR_RETURN(const Source source, OpenSource(options));
-  ThreadPool threads(static_cast<int>(num_threads));
   return LoadCudaModel(source.config, *source.weights,
                        {.compute = RuntimeOptionsOf(options.model, 1).compute},
                        threads);

@@ -36,9 +36,10 @@ std::string BenchModelName(const BenchModelOptions& options);
 absl::StatusOr<std::unique_ptr<Transformer>> LoadBenchTransformer(
     const BenchModelOptions& options, int64_t num_threads);
 
-// The same on the CUDA device. Errors: also those of LoadCudaModel.
+// The same on the CUDA device; `threads` outlive it. Errors: also those of
+// LoadCudaModel.
 absl::StatusOr<std::unique_ptr<DeviceModel>> LoadBenchDevice(
-    const BenchModelOptions& options, int64_t num_threads);
+    const BenchModelOptions& options, ThreadPool& threads);
 
 std::vector<int32_t> RandomTokens(int64_t count, uint64_t stream,
                                   int vocab_size);

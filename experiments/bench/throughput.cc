@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -11,10 +12,12 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "attention/attention.h"
 #include "experiments/bench/bench_methods.h"
 #include "experiments/bench/random_states.h"
 #include "experiments/loaded_model.h"
 #include "experiments/machine.h"
+#include "experiments/method_caches.h"
 #include "kvmix/base/progress_bar.h"
 #include "kvmix/base/status_macros.h"
 #include "kvmix/base/validators.h"
@@ -38,7 +41,19 @@ class Batch {
                                const LogitsConsumer& consume) = 0;
   virtual int64_t cache_bytes() const = 0;
   virtual std::string kernels() const = 0;
+  // The caches lie in host memory, and the CPU attends to them.
+  virtual bool on_host() const = 0;
 };
+
+struct BytesInUse {
+  int64_t host = 0;    // as the operating system says, of the process
+  int64_t device = 0;  // as the driver says, without the memory of passes
+};
+
+BytesInUse HostBytesInUse() {
+  malloc_trim(0);  // what was freed must not count
+  return {.host = ResidentBytes()};
+}
 
 // A model and the memory that it runs in.
 class Server {
@@ -46,10 +61,8 @@ class Server {
   virtual ~Server() = default;
   virtual const ModelConfig& config() const = 0;
   virtual int64_t weight_bytes() const = 0;
-  virtual int threads() const = 0;  // 0 on a device
-  // What the operating system says is in use, or the driver without the
-  // memory of passes.
-  virtual absl::StatusOr<int64_t> BytesInUse() const = 0;
+  virtual int threads() const = 0;  // of the CPU
+  virtual absl::StatusOr<BytesInUse> InUse() const = 0;
   virtual absl::StatusOr<std::unique_ptr<Batch>> NewBatch(
       const RunnableMethod& method, int64_t batch) = 0;
   virtual absl::StatusOr<int64_t> LargestBatch(
@@ -89,6 +102,7 @@ class CpuBatch final : public Batch {
   std::string kernels() const override {
     return AttentionKernels(*caches[0], arithmetic_);
   }
+  bool on_host() const override { return true; }
 
  private:
   Transformer& model_;
@@ -103,10 +117,7 @@ class CpuServer final : public Server {
   const ModelConfig& config() const override { return model_->config(); }
   int64_t weight_bytes() const override { return model_->weight_bytes(); }
   int threads() const override { return model_->threads().num_threads(); }
-  absl::StatusOr<int64_t> BytesInUse() const override {
-    malloc_trim(0);  // what was freed must not count
-    return ResidentBytes();
-  }
+  absl::StatusOr<BytesInUse> InUse() const override { return HostBytesInUse(); }
   absl::StatusOr<std::unique_ptr<Batch>> NewBatch(const RunnableMethod& method,
                                                   int64_t batch) override {
     if (options_.memory_limit > 0) {
@@ -160,6 +171,7 @@ class DeviceBatch final : public Batch {
   std::string kernels() const override {
     return sequences_->AttentionKernels();
   }
+  bool on_host() const override { return !sequences_->WhyOnHost().empty(); }
 
  private:
   DeviceModel& model_;
@@ -172,32 +184,39 @@ absl::Status IgnoreLogits(int, int64_t, int64_t, const float*) {
 
 class DeviceServer final : public Server {
  public:
-  DeviceServer(std::unique_ptr<DeviceModel> model, const BenchOptions& options)
-      : model_(std::move(model)), options_(options) {}
+  DeviceServer(std::unique_ptr<ThreadPool> threads,
+               std::unique_ptr<DeviceModel> model, const BenchOptions& options)
+      : threads_(std::move(threads)),
+        model_(std::move(model)),
+        options_(options) {}
 
   const ModelConfig& config() const override { return model_->config(); }
   int64_t weight_bytes() const override { return model_->weight_bytes(); }
-  int threads() const override { return 0; }
-  absl::StatusOr<int64_t> BytesInUse() const override {
+  int threads() const override { return threads_->num_threads(); }
+  absl::StatusOr<BytesInUse> InUse() const override {
     KVMIX_ASSIGN_OR_RETURN(const DeviceMemoryUse use, model_->MemoryUse());
-    return use.in_use - use.passes;
+    BytesInUse in_use = HostBytesInUse();
+    in_use.device = use.in_use - use.passes;
+    return in_use;
   }
   absl::StatusOr<std::unique_ptr<Batch>> NewBatch(const RunnableMethod& method,
                                                   int64_t batch) override {
-    const int64_t prompt = options_.prompt_tokens;
-    KVMIX_ASSIGN_OR_RETURN(
-        std::unique_ptr<DeviceSequences> sequences,
-        model_->NewSequences(
-            method.plan, method.recency,
-            {.num_sequences = static_cast<int>(batch),
-             .max_tokens = prompt + options_.decode_tokens - 1,
-             .max_chunk_tokens =
-                 std::max(batch, prompt * PromptsInAPass(batch, prompt))}));
+    KVMIX_ASSIGN_OR_RETURN(std::unique_ptr<DeviceSequences> sequences,
+                           NewSequences(method, batch));
+    if (told_.insert(method.name).second)
+      TellIfOnHost(method.name, sequences->WhyOnHost());
+    if (options_.memory_limit > 0)
+      KVMIX_RETURN_IF_ERROR(CheckOnDevice(*sequences, "--memory_limit is"));
     KVMIX_RETURN_IF_ERROR(FitsLimit(weight_bytes(), sequences->ledger().total(),
                                     options_.memory_limit));
     return std::make_unique<DeviceBatch>(*model_, std::move(sequences));
   }
   absl::StatusOr<int64_t> LargestBatch(const RunnableMethod& method) override {
+    {
+      KVMIX_ASSIGN_OR_RETURN(const std::unique_ptr<DeviceSequences> one,
+                             NewSequences(method, 1));
+      KVMIX_RETURN_IF_ERROR(CheckOnDevice(*one, "--batch=max is"));
+    }
     int64_t fits = 0, too_many = kMostSequences + 1;
     for (int64_t batch = 1; too_many - fits > 1;) {
       const absl::Status tried = Try(method, batch);
@@ -211,6 +230,26 @@ class DeviceServer final : public Server {
   }
 
  private:
+  absl::StatusOr<std::unique_ptr<DeviceSequences>> NewSequences(
+      const RunnableMethod& method, int64_t batch) {
+    const int64_t prompt = options_.prompt_tokens;
+    return MakeSequences(*model_, method,
+                         {.num_sequences = static_cast<int>(batch),
+                          .max_tokens = prompt + options_.decode_tokens - 1,
+                          .max_chunk_tokens = std::max(
+                              batch, prompt * PromptsInAPass(batch, prompt))});
+  }
+
+  // For what is of the device's memory.
+  static absl::Status CheckOnDevice(const DeviceSequences& sequences,
+                                    absl::string_view what) {
+    if (sequences.WhyOnHost().empty()) return absl::OkStatus();
+    return absl::InvalidArgumentError(absl::StrCat(
+        what, " of the device's memory, but this cache lies in the host's (",
+        sequences.WhyOnHost(),
+        "); give --batch numbers and no --memory_limit, or use --device=cpu"));
+  }
+
   // Allocates, and runs a pass over prompts and a decode step.
   absl::Status Try(const RunnableMethod& method, int64_t batch) {
     KVMIX_ASSIGN_OR_RETURN(const std::unique_ptr<Batch> caches,
@@ -226,8 +265,10 @@ class DeviceServer final : public Server {
     return caches->Forward(chunks, IgnoreLogits);
   }
 
+  const std::unique_ptr<ThreadPool> threads_;
   const std::unique_ptr<DeviceModel> model_;
   const BenchOptions& options_;
+  std::set<std::string> told_;  // methods
 };
 
 // ---- Both ----
@@ -235,9 +276,13 @@ class DeviceServer final : public Server {
 absl::StatusOr<std::unique_ptr<Server>> LoadServer(
     const BenchOptions& options) {
   if (options.model.device() == ModelSource::CUDA) {
+    auto threads =
+        std::make_unique<ThreadPool>(static_cast<int>(options.threads[0]));
+    if (options.pin_threads) KVMIX_RETURN_IF_ERROR(threads->Pin());
     KVMIX_ASSIGN_OR_RETURN(std::unique_ptr<DeviceModel> model,
-                           LoadBenchDevice(options, options.threads[0]));
-    return std::make_unique<DeviceServer>(std::move(model), options);
+                           LoadBenchDevice(options, *threads));
+    return std::make_unique<DeviceServer>(std::move(threads), std::move(model),
+                                          options);
   }
   KVMIX_ASSIGN_OR_RETURN(std::unique_ptr<Transformer> model,
                          LoadBenchTransformer(options, options.threads[0]));
@@ -402,7 +447,6 @@ class Throughput {
         Measured measured;
         measured.method = &method;
         measured.row.method = method.name;
-        measured.row.threads = server_->threads();
         measured.row.batch = batch;
         if (batch == kLargestBatch) {
           absl::StatusOr<int64_t> largest = server_->LargestBatch(method);
@@ -419,7 +463,7 @@ class Throughput {
 
   absl::Status Measure(Measured& measured) {
     BenchRow& row = measured.row;
-    KVMIX_ASSIGN_OR_RETURN(const int64_t before, server_->BytesInUse());
+    KVMIX_ASSIGN_OR_RETURN(const BytesInUse before, server_->InUse());
     KVMIX_ASSIGN_OR_RETURN(const std::unique_ptr<Batch> batch,
                            server_->NewBatch(*measured.method, row.batch));
     Serving serving(*batch, server_->config(), row.batch, stop_);
@@ -433,8 +477,10 @@ class Throughput {
                                   (prefill + decode));
     row.cache_bytes = batch->cache_bytes();
     row.kernels = batch->kernels();
-    KVMIX_ASSIGN_OR_RETURN(const int64_t after, server_->BytesInUse());
-    row.resident_bytes = after - before;
+    row.threads = batch->on_host() ? server_->threads() : 0;
+    KVMIX_ASSIGN_OR_RETURN(const BytesInUse after, server_->InUse());
+    row.resident_bytes = batch->on_host() ? after.host - before.host
+                                          : after.device - before.device;
     return absl::OkStatus();
   }
 

@@ -9,7 +9,8 @@
 // The largest batch (kLargestBatch) is found by asking: on a device, batches
 // double until one cannot be allocated and run, and are halved in between from
 // there; on the CPU, whose caches grow as they are used, by the bytes of one
-// sequence and `memory_limit`.
+// sequence and `memory_limit`. Caches of a model on a device that lie in host
+// memory (DeviceSequences::WhyOnHost) are served in batches of given size.
 #pragma once
 
 #include <atomic>

@@ -104,6 +104,55 @@ TEST(ThroughputTest, ABatchThatDoesNotFitTheDeviceIsAnErrorWithItsBytes) {
                              HasSubstr("bytes) do not fit the CUDA device"))));
 }
 
+// Full precision in float has no kernels.
+BenchOptions OnTheHost() {
+  BenchOptions options = Small();
+  options.methods = {"fp32", "fp16"};
+  options.prompt_tokens = 200;
+  options.batches = {4};
+  options.repeat = 2;
+  return options;
+}
+
+TEST(ThroughputTest, CachesOnTheHostAreServedAndBilledThere) {
+  ::testing::internal::CaptureStderr();
+  const absl::StatusOr<BenchReport> report =
+      RunThroughput(OnTheHost(), nullptr);
+  const std::string told = ::testing::internal::GetCapturedStderr();
+  ASSERT_OK(report.status());
+  const BenchRow& fp32 = report->rows[0];
+  const BenchRow& fp16 = report->rows[1];
+  EXPECT_EQ(fp32.kernels, "host: float");
+  EXPECT_EQ(fp32.threads, 1);
+  EXPECT_EQ(fp16.threads, 0);
+  // 4 sequences of 201 tokens of 3 KV heads of 64 channels, keys and values.
+  EXPECT_GE(fp32.cache_bytes, 4 * 201 * 3 * 64 * 2 * 4);
+  // What the driver counts would be 0. Not all is new to the process.
+  EXPECT_GT(fp32.resident_bytes, 0);
+  constexpr char kTold[] = "method fp32: its cache lies in host memory";
+  const size_t first = told.find(kTold);
+  ASSERT_NE(first, std::string::npos) << told;
+  EXPECT_EQ(told.find(kTold, first + 1), std::string::npos) << told;
+  EXPECT_EQ(told.find("method fp16"), std::string::npos) << told;
+}
+
+TEST(ThroughputTest, CachesOnTheHostDoNotFillTheDevice) {
+  constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
+  BenchOptions options = OnTheHost();
+  options.batches = {kLargestBatch};
+  EXPECT_THAT(
+      RunThroughput(options, nullptr).status(),
+      StatusIs(kInvalid, AllOf(HasSubstr("fp32, batch 1: --batch=max is of the "
+                                         "device's memory"),
+                               HasSubstr("full_precision is FLOAT"),
+                               HasSubstr("or use --device=cpu"))));
+  options = OnTheHost();
+  options.memory_limit = int64_t{1} << 40;
+  EXPECT_THAT(RunThroughput(options, nullptr).status(),
+              StatusIs(kInvalid, HasSubstr("--memory_limit is of the device's "
+                                           "memory")));
+}
+
 TEST(ThroughputTest, TheCpuServesTheSame) {
   BenchOptions options = Small();
   options.model.set_device(ModelSource::CPU);

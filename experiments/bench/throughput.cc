@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <memory>
-#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -63,6 +62,9 @@ class Server {
   virtual int64_t weight_bytes() const = 0;
   virtual int threads() const = 0;  // of the CPU
   virtual absl::StatusOr<BytesInUse> InUse() const = 0;
+  // Of caches on the host of a model that is elsewhere: the reason.
+  virtual absl::StatusOr<std::string> WhyOnHost(
+      const RunnableMethod& method) = 0;
   virtual absl::StatusOr<std::unique_ptr<Batch>> NewBatch(
       const RunnableMethod& method, int64_t batch) = 0;
   virtual absl::StatusOr<int64_t> LargestBatch(
@@ -118,6 +120,9 @@ class CpuServer final : public Server {
   int64_t weight_bytes() const override { return model_->weight_bytes(); }
   int threads() const override { return model_->threads().num_threads(); }
   absl::StatusOr<BytesInUse> InUse() const override { return HostBytesInUse(); }
+  absl::StatusOr<std::string> WhyOnHost(const RunnableMethod&) override {
+    return "";
+  }
   absl::StatusOr<std::unique_ptr<Batch>> NewBatch(const RunnableMethod& method,
                                                   int64_t batch) override {
     if (options_.memory_limit > 0) {
@@ -199,24 +204,26 @@ class DeviceServer final : public Server {
     in_use.device = use.in_use - use.passes;
     return in_use;
   }
+  absl::StatusOr<std::string> WhyOnHost(const RunnableMethod& method) override {
+    KVMIX_ASSIGN_OR_RETURN(const std::unique_ptr<DeviceSequences> sequences,
+                           MakeSequences(*model_, method, {.max_tokens = 1}));
+    return sequences->WhyOnHost();
+  }
   absl::StatusOr<std::unique_ptr<Batch>> NewBatch(const RunnableMethod& method,
                                                   int64_t batch) override {
-    KVMIX_ASSIGN_OR_RETURN(std::unique_ptr<DeviceSequences> sequences,
-                           NewSequences(method, batch));
-    if (told_.insert(method.name).second)
-      TellIfOnHost(method.name, sequences->WhyOnHost());
-    if (options_.memory_limit > 0)
-      KVMIX_RETURN_IF_ERROR(CheckOnDevice(*sequences, "--memory_limit is"));
+    const int64_t prompt = options_.prompt_tokens;
+    KVMIX_ASSIGN_OR_RETURN(
+        std::unique_ptr<DeviceSequences> sequences,
+        MakeSequences(*model_, method,
+                      {.num_sequences = static_cast<int>(batch),
+                       .max_tokens = prompt + options_.decode_tokens - 1,
+                       .max_chunk_tokens = std::max(
+                           batch, prompt * PromptsInAPass(batch, prompt))}));
     KVMIX_RETURN_IF_ERROR(FitsLimit(weight_bytes(), sequences->ledger().total(),
                                     options_.memory_limit));
     return std::make_unique<DeviceBatch>(*model_, std::move(sequences));
   }
   absl::StatusOr<int64_t> LargestBatch(const RunnableMethod& method) override {
-    {
-      KVMIX_ASSIGN_OR_RETURN(const std::unique_ptr<DeviceSequences> one,
-                             NewSequences(method, 1));
-      KVMIX_RETURN_IF_ERROR(CheckOnDevice(*one, "--batch=max is"));
-    }
     int64_t fits = 0, too_many = kMostSequences + 1;
     for (int64_t batch = 1; too_many - fits > 1;) {
       const absl::Status tried = Try(method, batch);
@@ -230,26 +237,6 @@ class DeviceServer final : public Server {
   }
 
  private:
-  absl::StatusOr<std::unique_ptr<DeviceSequences>> NewSequences(
-      const RunnableMethod& method, int64_t batch) {
-    const int64_t prompt = options_.prompt_tokens;
-    return MakeSequences(*model_, method,
-                         {.num_sequences = static_cast<int>(batch),
-                          .max_tokens = prompt + options_.decode_tokens - 1,
-                          .max_chunk_tokens = std::max(
-                              batch, prompt * PromptsInAPass(batch, prompt))});
-  }
-
-  // For what is of the device's memory.
-  static absl::Status CheckOnDevice(const DeviceSequences& sequences,
-                                    absl::string_view what) {
-    if (sequences.WhyOnHost().empty()) return absl::OkStatus();
-    return absl::InvalidArgumentError(absl::StrCat(
-        what, " of the device's memory, but this cache lies in the host's (",
-        sequences.WhyOnHost(),
-        "); give --batch numbers and no --memory_limit, or use --device=cpu"));
-  }
-
   // Allocates, and runs a pass over prompts and a decode step.
   absl::Status Try(const RunnableMethod& method, int64_t batch) {
     KVMIX_ASSIGN_OR_RETURN(const std::unique_ptr<Batch> caches,
@@ -268,7 +255,6 @@ class DeviceServer final : public Server {
   const std::unique_ptr<ThreadPool> threads_;
   const std::unique_ptr<DeviceModel> model_;
   const BenchOptions& options_;
-  std::set<std::string> told_;  // methods
 };
 
 // ---- Both ----
@@ -436,9 +422,26 @@ class Throughput {
           MakeBenchMethod(name, {.num_layers = config.num_layers,
                                  .num_kv_heads = config.num_kv_heads,
                                  .head_dim = config.head_dim}));
+      KVMIX_ASSIGN_OR_RETURN(const std::string why, server_->WhyOnHost(method));
+      TellIfOnHost(method.name, why);
+      if (!why.empty())
+        KVMIX_RETURN_IF_ERROR(CheckBatchesOnHost(method.name, why));
       methods_.push_back(std::move(method));
     }
     return absl::OkStatus();
+  }
+
+  absl::Status CheckBatchesOnHost(const std::string& method,
+                                  const std::string& why) const {
+    const auto& batches = options_.batches;
+    if (options_.memory_limit == 0 && std::find(batches.begin(), batches.end(),
+                                                kLargestBatch) == batches.end())
+      return absl::OkStatus();
+    return absl::InvalidArgumentError(absl::StrCat(
+        method,
+        ": --batch=max and --memory_limit are of the device's memory, but this "
+        "cache lies in the host's (",
+        why, "); give --batch numbers alone, or use --device=cpu"));
   }
 
   absl::Status MakeRows() {

@@ -137,20 +137,18 @@ TEST(ThroughputTest, CachesOnTheHostAreServedAndBilledThere) {
 }
 
 TEST(ThroughputTest, CachesOnTheHostDoNotFillTheDevice) {
-  constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
-  BenchOptions options = OnTheHost();
-  options.batches = {kLargestBatch};
-  EXPECT_THAT(
-      RunThroughput(options, nullptr).status(),
-      StatusIs(kInvalid, AllOf(HasSubstr("fp32, batch 1: --batch=max is of the "
-                                         "device's memory"),
-                               HasSubstr("full_precision is FLOAT"),
-                               HasSubstr("or use --device=cpu"))));
-  options = OnTheHost();
-  options.memory_limit = int64_t{1} << 40;
-  EXPECT_THAT(RunThroughput(options, nullptr).status(),
-              StatusIs(kInvalid, HasSubstr("--memory_limit is of the device's "
-                                           "memory")));
+  BenchOptions largest = OnTheHost(), limited = OnTheHost();
+  largest.batches = {1, kLargestBatch};
+  limited.memory_limit = int64_t{1} << 40;
+  for (const BenchOptions& options : {largest, limited}) {
+    EXPECT_THAT(
+        RunThroughput(options, nullptr).status(),
+        StatusIs(absl::StatusCode::kInvalidArgument,
+                 AllOf(HasSubstr("fp32: --batch=max and --memory_limit are of "
+                                 "the device's memory"),
+                       HasSubstr("full_precision is FLOAT"),
+                       HasSubstr("or use --device=cpu"))));
+  }
 }
 
 TEST(ThroughputTest, TheCpuServesTheSame) {

@@ -8,6 +8,7 @@
 
 #include "gtest/gtest.h"
 #include "kvmix/allocation/budget_problem.h"
+#include "kvmix/allocation/glpk_optimum.h"
 #include "kvmix/allocation/knapsack.pb.h"
 #include "kvmix/base/status_matchers.h"
 
@@ -70,6 +71,33 @@ TEST(KnapsackTest, NoPlanOfTheSameKvHeadsIsBetter) {
     }
     ASSERT_OK_AND_ASSIGN(const CachePlan best, problem.Allocate("knapsack"));
     EXPECT_DOUBLE_EQ(problem.Loss(best), least);
+  }
+}
+
+// Larger ones, whose plans are too many to try: 6 layers with 3 KV heads, every
+// item of the problem written down from the profile.
+TEST(KnapsackTest, IsGlpksOptimumForKvHeadsOn50Instances) {
+  const std::vector<int> bits = {1, 2, 3, 4, 8};
+  for (uint64_t stream = 0; stream < 50; ++stream) {
+    SCOPED_TRACE(stream);
+    BudgetProblem problem(bits, 6, 3);
+    problem.SetRandomLosses(stream);
+    problem.budget_bytes = 36 * 150 + 311 * static_cast<int64_t>(stream);
+    ChoiceTable items;
+    for (const LayerImportance& layer : problem.profile.layer()) {
+      for (const auto* losses :
+           {&layer.key_head_loss(), &layer.value_head_loss()}) {
+        for (int i = 0; i < losses->size(); ++i) {
+          if (i % 5 == 0) items.emplace_back();
+          items.back().push_back({100 * bits[i % 5], losses->Get(i)});
+        }
+      }
+    }
+    ASSERT_EQ(items.size(), 36u);
+    ASSERT_OK_AND_ASSIGN(const CachePlan plan, problem.Allocate("knapsack"));
+    EXPECT_OK(CheckBudget(plan, problem.budget_bytes, problem.costs));
+    EXPECT_NEAR(problem.Loss(plan), GlpkOptimum(items, problem.budget_bytes),
+                kGlpkTolerance);
   }
 }
 

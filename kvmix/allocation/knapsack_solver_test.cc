@@ -1,13 +1,12 @@
 // The exact solver against GLPK's branch and bound and against all choices.
 #include "kvmix/allocation/knapsack_solver.h"
 
-#include <glpk.h>
-
 #include <cmath>
 #include <cstdint>
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "kvmix/allocation/glpk_optimum.h"
 #include "kvmix/base/random.h"
 
 namespace kvmix {
@@ -56,36 +55,6 @@ Instance RandomInstance(uint64_t stream, int max_items) {
   return instance;
 }
 
-// Least loss by GLPK: x[i][c] in {0, 1}, one choice of each item.
-double GlpkOptimum(const Instance& instance) {
-  glp_term_out(GLP_OFF);
-  glp_prob* problem = glp_create_prob();
-  glp_set_obj_dir(problem, GLP_MIN);
-  const int num_items = static_cast<int>(instance.table.size());
-  glp_add_rows(problem, num_items + 1);
-  glp_set_row_bnds(problem, num_items + 1, GLP_UP, 0,
-                   static_cast<double>(instance.budget));
-  for (int i = 0; i < num_items; ++i) {
-    glp_set_row_bnds(problem, i + 1, GLP_FX, 1, 1);
-    for (const Choice& choice : instance.table[i]) {
-      const int column = glp_add_cols(problem, 1);
-      glp_set_col_kind(problem, column, GLP_BV);
-      glp_set_obj_coef(problem, column, choice.loss);
-      const int rows[] = {0, i + 1, num_items + 1};
-      const double values[] = {0, 1, static_cast<double>(choice.bytes)};
-      glp_set_mat_col(problem, column, 2, rows, values);
-    }
-  }
-  glp_iocp options;
-  glp_init_iocp(&options);
-  options.presolve = GLP_ON;
-  EXPECT_EQ(glp_intopt(problem, &options), 0);
-  EXPECT_EQ(glp_mip_status(problem), GLP_OPT);
-  const double optimum = glp_mip_obj_val(problem);
-  glp_delete_prob(problem);
-  return optimum;
-}
-
 TEST(KnapsackSolverTest, IsGlpksOptimumOn200Instances) {
   for (uint64_t stream = 0; stream < 200; ++stream) {
     SCOPED_TRACE(stream);
@@ -94,9 +63,8 @@ TEST(KnapsackSolverTest, IsGlpksOptimumOn200Instances) {
         SolveKnapsack(instance.table, instance.budget);
     ASSERT_EQ(chosen.size(), instance.table.size());
     EXPECT_LE(BytesOf(instance.table, chosen), instance.budget);
-    const double optimum = GlpkOptimum(instance);
-    // GLPK takes a solution for optimal within 1e-7 of its objective.
-    EXPECT_NEAR(LossOf(instance.table, chosen), optimum, 2e-7);
+    const double optimum = GlpkOptimum(instance.table, instance.budget);
+    EXPECT_NEAR(LossOf(instance.table, chosen), optimum, kGlpkTolerance);
   }
 }
 

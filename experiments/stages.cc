@@ -23,13 +23,16 @@
 namespace kvmix {
 namespace {
 
-std::string ProfileKey(const StoredProfile& profile) {
+// sees_queries: profiles of versions that did not look at them before RoPE have
+// other keys.
+std::string ProfileKey(const StoredProfile& profile, bool sees_queries) {
   return Fingerprint(absl::StrCat(
       profile.model(), "\n", profile.prompts(), "\n", profile.estimator(), "\n",
       profile.seed(), "\n", PrintTextProto(profile.formats()), "\n",
       profile.trial_chunk_tokens(),
       profile.device().empty() ? "" : "\n" + profile.device(),
       profile.granularity() == CachePlan::HEAD ? "\nHEAD" : "",
+      sees_queries ? "\nqueries after and before RoPE" : "",
       profile.full_precision() == CachePlan::HALF
           ? ""
           : "\n" + CachePlan::FullPrecision_Name(profile.full_precision())));
@@ -98,11 +101,8 @@ std::string PoliciesText(const Method& method) {
   return text;
 }
 
-// Empty unless a format on offer wants it.
 absl::StatusOr<ImportanceProfile> ObserveQueries(
     LoadedModel& model, const Prompts& prompts, const ProfileRequest& request) {
-  KVMIX_ASSIGN_OR_RETURN(const bool wanted, WantQueryEnergy(request.formats));
-  if (!wanted) return ImportanceProfile();
   const ModelConfig& config = model.transformer->config();
   QueryEnergy queries;
   KVMIX_RETURN_IF_ERROR(queries.Start(
@@ -154,16 +154,18 @@ absl::StatusOr<StoredProfile> Profile(LoadedModel& model,
   stored.set_prompts(FingerprintOf(prompts));
   stored.set_estimator(PrintTextProto(request.estimator));
   stored.set_seed(request.seed);
+  bool sees_queries = false;
   if (estimator->NeedsFormats()) {
     *stored.mutable_formats() = request.formats;
     stored.set_granularity(request.granularity);
+    KVMIX_ASSIGN_OR_RETURN(sees_queries, WantQueryEnergy(request.formats));
   }
   if (estimator->NeedsTrials()) {
     stored.set_trial_chunk_tokens(request.trial_chunk_tokens);
     stored.set_full_precision(request.full_precision);
   }
   if (needs_model && model.device != nullptr) stored.set_device("CUDA");
-  stored.set_key(ProfileKey(stored));
+  stored.set_key(ProfileKey(stored, sees_queries));
   const std::string path =
       absl::StrCat(request.folder, "/", stored.key(), ".textproto");
   StoredProfile on_disk;
@@ -189,7 +191,7 @@ absl::StatusOr<StoredProfile> Profile(LoadedModel& model,
        .num_kv_heads = config.num_kv_heads}));
   ImportanceProfile queries;
   if (needs_model) {
-    if (estimator->NeedsFormats()) {
+    if (sees_queries) {
       KVMIX_ASSIGN_OR_RETURN(queries, ObserveQueries(model, prompts, request));
     }
     KVMIX_ASSIGN_OR_RETURN(
@@ -206,8 +208,10 @@ absl::StatusOr<StoredProfile> Profile(LoadedModel& model,
   }
   KVMIX_ASSIGN_OR_RETURN(*stored.mutable_profile(), estimator->Finish());
   for (int l = 0; l < queries.layer_size(); ++l) {
-    *stored.mutable_profile()->mutable_layer(l)->mutable_query_energy() =
-        queries.layer(l).query_energy();
+    LayerImportance& layer = *stored.mutable_profile()->mutable_layer(l);
+    *layer.mutable_query_energy() = queries.layer(l).query_energy();
+    *layer.mutable_query_energy_before_rope() =
+        queries.layer(l).query_energy_before_rope();
   }
   if (!request.folder.empty())
     KVMIX_RETURN_IF_ERROR(WriteTextProto(stored, path));

@@ -242,7 +242,9 @@ class ChannelLevels final : public Quantizer {
                                                 std::move(weight));
   }
 
-  bool WantsQueryEnergy() const override { return true; }
+  absl::StatusOr<bool> WantsQueryEnergy(const QuantFormat&) const override {
+    return true;
+  }
   absl::StatusOr<QuantFormat> Calibrated(
       const QuantFormat& format,
       absl::Span<const float> query_energy) const override {

@@ -62,6 +62,24 @@ class PreRope final : public Quantizer {
     return std::make_unique<PreRopeCodec>(std::move(inner), side, head_dim);
   }
 
+  absl::StatusOr<bool> WantsQueryEnergy(
+      const QuantFormat& format) const override {
+    KVMIX_ASSIGN_OR_RETURN(const auto own, OptionsOf<PreRopeFormat>(format));
+    KVMIX_ASSIGN_OR_RETURN(const std::unique_ptr<Quantizer> inner,
+                           QuantizerOf(own.inner()));
+    return inner->WantsQueryEnergy(own.inner());
+  }
+  absl::StatusOr<QuantFormat> Calibrated(
+      const QuantFormat& format,
+      absl::Span<const float> query_energy) const override {
+    KVMIX_ASSIGN_OR_RETURN(auto own, OptionsOf<PreRopeFormat>(format));
+    KVMIX_ASSIGN_OR_RETURN(const std::unique_ptr<Quantizer> inner,
+                           QuantizerOf(own.inner()));
+    KVMIX_ASSIGN_OR_RETURN(*own.mutable_inner(),
+                           inner->Calibrated(own.inner(), query_energy));
+    return WrapFormat(kName, own.inner(), own);
+  }
+
  private:
   const std::unique_ptr<Quantizer> inner_;
 };

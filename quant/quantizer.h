@@ -82,11 +82,15 @@ class Quantizer {
   virtual absl::StatusOr<std::unique_ptr<BlockCodec>> MakeCodec(
       const QuantFormat& format, Side side, int head_dim) const = 0;
 
-  // True: formats get better when they know the queries that will meet the
-  // keys; Calibrated tells them.
-  virtual bool WantsQueryEnergy() const { return false; }
-  // The same format, of the same bytes, for a layer whose queries have these
-  // mean squares, [D], relative to each other. Errors: as MakeCodec.
+  // True: the format gets better when it knows the queries that will meet the
+  // keys; Calibrated tells it. Errors: as MakeCodec.
+  virtual absl::StatusOr<bool> WantsQueryEnergy(
+      const QuantFormat& /*format*/) const {
+    return false;
+  }
+  // The same format, of the same bytes, where an error in each channel of what
+  // its codec encodes weighs so much, [D], relative to each other
+  // (kvmix/importance/query_energy.h). Errors: as MakeCodec.
   virtual absl::StatusOr<QuantFormat> Calibrated(
       const QuantFormat& format, absl::Span<const float> query_energy) const {
     (void)query_energy;

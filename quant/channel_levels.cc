@@ -5,17 +5,16 @@
 // at each: an error e_c in channel c moves a score by q_c e_c. A block of T
 // tokens spends bits * D * T bits so that
 //   sum_c weight_c * sd_c^2 * N(bits_c),   weight_c = E q_c^2
-// is least, N(b) being the mean squared error of the best b-bit quantizer of a
-// normal variable (normal_codebook.h). N is convex, so that giving one bit
-// after the other to the channel that gains most is exact (Fox, Operations
-// Research 14, 1966); reverse water-filling with whole bits. Channels without
-// bits are their mean.
+// is least, N(b) being the mean squared error of b-bit codes of normal numbers
+// (normal_code.h: the best codebook, or a trellis). N is convex, so that giving
+// one bit after the other to the channel that gains most is exact (Fox,
+// Operations Research 14, 1966); reverse water-filling with whole bits.
+// Channels without bits are their mean.
 //   x_hat = zero_c + scale_c * level(code),  zero: mean, scale: least squares
 //   codes   bits_c * T bits of one channel after the other, uint32 words
 //   scales  [D] half    zeros [D] half
 //   bits    [D] of 4 bits, channel 2i in the low half of byte i
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <memory>
 #include <vector>
@@ -27,32 +26,29 @@
 #include "quant/bit_packing.h"
 #include "quant/channel_levels.pb.h"
 #include "quant/group_quantizer.h"
-#include "quant/normal_codebook.h"
+#include "quant/normal_code.h"
 #include "quant/wrapping_codec.h"
 
 namespace kvmix {
 namespace {
 
 constexpr char kName[] = "channel_levels";
-constexpr int kMaxChannelBits = 8;
 constexpr int kMaxBits = 6;
 constexpr float kMaxHalf = 65504;
 
-// N(0) = 1, ... N(8).
-const std::array<double, kMaxChannelBits + 1>& NormalErrors() {
-  static const auto* const errors = [] {
-    auto* all = new std::array<double, kMaxChannelBits + 1>;
-    (*all)[0] = 1;
-    for (int b = 1; b <= kMaxChannelBits; ++b)
-      (*all)[b] = NormalCodebookError(b);
-    return all;
-  }();
-  return *errors;
+// N(0) = 1, N(1), ... of the code.
+std::vector<double> NormalErrors(bool trellis) {
+  std::vector<double> errors = {1};
+  for (int b = 1; b <= MaxNormalCodeBits(trellis); ++b)
+    errors.push_back(NormalCodeOfBits(trellis, b).error());
+  return errors;
 }
 
-// Bits of each channel, `total` together, whose costs are `energy` * N(bits).
-std::vector<int> SpendBits(const std::vector<double>& energy, int total) {
-  const auto& error = NormalErrors();
+// Bits of each channel, `total` together, whose costs are `energy` *
+// error[bits].
+std::vector<int> SpendBits(const std::vector<double>& energy,
+                           const std::vector<double>& error, int total) {
+  const int most = static_cast<int>(error.size()) - 1;
   std::vector<int> bits(energy.size());
   std::vector<double> gain(energy.size());
   for (size_t c = 0; c < energy.size(); ++c)
@@ -60,39 +56,11 @@ std::vector<int> SpendBits(const std::vector<double>& energy, int total) {
   for (; total > 0; --total) {
     const size_t c = std::max_element(gain.begin(), gain.end()) - gain.begin();
     ++bits[c];
-    gain[c] = bits[c] == kMaxChannelBits
+    gain[c] = bits[c] == most
                   ? -1
                   : energy[c] * (error[bits[c]] - error[bits[c] + 1]);
   }
   return bits;
-}
-
-// Levels of a normal codebook, and the borders between them.
-class Levels {
- public:
-  explicit Levels(int bits) : levels_(NormalCodebook(bits)) {
-    for (size_t i = 0; i + 1 < levels_.size(); ++i)
-      borders_.push_back((levels_[i] + levels_[i + 1]) / 2);
-  }
-  uint32_t Nearest(float x) const {
-    return static_cast<uint32_t>(
-        std::lower_bound(borders_.begin(), borders_.end(), x) -
-        borders_.begin());
-  }
-  float operator[](uint32_t code) const { return levels_[code]; }
-
- private:
-  const std::vector<float>& levels_;
-  std::vector<float> borders_;
-};
-
-const Levels& LevelsOf(int bits) {
-  static const auto* const all = [] {
-    auto* levels = new std::vector<Levels>;
-    for (int b = 1; b <= kMaxChannelBits; ++b) levels->emplace_back(b);
-    return levels;
-  }();
-  return (*all)[bits - 1];
 }
 
 Half ClampedHalf(double x) {
@@ -102,11 +70,13 @@ Half ClampedHalf(double x) {
 class ChannelLevelsCodec final : public GroupCodec {
  public:
   ChannelLevelsCodec(const QuantFormat& format, int head_dim,
-                     std::vector<float> weight)
+                     const ChannelLevelsFormat& own)
       : GroupCodec(format, Side::kKey, head_dim),
         head_dim_(head_dim),
         bits_(format.bits()),
-        weight_(std::move(weight)) {}
+        trellis_(own.trellis()),
+        errors_(NormalErrors(trellis_)),
+        weight_(own.weight().begin(), own.weight().end()) {}
 
   BlockBytes bytes() const override {
     return {.codes = int64_t{4} * head_dim_ * Words(bits_),
@@ -128,16 +98,19 @@ class ChannelLevelsCodec final : public GroupCodec {
     return reinterpret_cast<uint8_t*>(Zeros(block) + head_dim_);
   }
 
-  // Least squares of x - zero against the levels of `codes`.
+  // Least squares of x - zero against the numbers of the codes.
   void WriteChannel(const float* x, float zero, float sd, int bits,
                     uint32_t* words, Half& scale) const {
-    const Levels& levels = LevelsOf(bits);
+    const NormalCode& code = NormalCodeOfBits(trellis_, bits);
     std::vector<uint32_t> codes(group_size());
+    std::vector<float> levels(group_size());
     const float inverse = sd > 0 ? 1 / sd : 0;
+    for (int t = 0; t < group_size(); ++t) levels[t] = (x[t] - zero) * inverse;
+    code.Encode(levels.data(), group_size(), codes.data());
+    code.Decode(codes.data(), group_size(), levels.data());
     double product = 0, squares = 0;
     for (int t = 0; t < group_size(); ++t) {
-      codes[t] = levels.Nearest((x[t] - zero) * inverse);
-      const double level = levels[codes[t]];
+      const double level = levels[t];
       product += level * (x[t] - zero);
       squares += level * level;
     }
@@ -162,7 +135,7 @@ class ChannelLevelsCodec final : public GroupCodec {
       sd[c] = std::sqrt(squares / group_size());
       energy[c] = squares * (weight_.empty() ? 1.0 : weight_[c]);
     }
-    const std::vector<int> bits = SpendBits(energy, bits_ * n);
+    const std::vector<int> bits = SpendBits(energy, errors_, bits_ * n);
     uint32_t* words = Codes(block);
     for (int c = 0; c < n; ++c) {
       uint8_t& pair = ChannelBits(block)[c / 2];
@@ -180,6 +153,7 @@ class ChannelLevelsCodec final : public GroupCodec {
                   int64_t stride) const override {
     uint8_t* from = const_cast<uint8_t*>(block);
     const uint32_t* words = Codes(from);
+    std::vector<uint32_t> codes(group_size());
     for (int c = 0; c < n; ++c) {
       const int bits = ChannelBits(from)[c / 2] >> (c % 2 * 4) & 0xf;
       const float zero = ToFloat(Zeros(from)[c]);
@@ -189,20 +163,24 @@ class ChannelLevelsCodec final : public GroupCodec {
         std::fill_n(row, group_size(), zero);
         continue;
       }
-      const Levels& levels = LevelsOf(bits);
       for (int t = 0; t < group_size(); ++t)
-        row[t] = zero + scale * levels[UnpackCode(words, Words(bits), bits, t)];
+        codes[t] = UnpackCode(words, Words(bits), bits, t);
+      NormalCodeOfBits(trellis_, bits).Decode(codes.data(), group_size(), row);
+      for (int t = 0; t < group_size(); ++t) row[t] = zero + scale * row[t];
       words += Words(bits);
     }
   }
 
   const int head_dim_, bits_;
+  const bool trellis_;
+  const std::vector<double> errors_;
   const std::vector<float> weight_;
 };
 
 class ChannelLevels final : public Quantizer {
  public:
-  explicit ChannelLevels(int tokens) : tokens_(tokens) {}
+  ChannelLevels(int tokens, bool trellis)
+      : tokens_(tokens), trellis_(trellis) {}
 
   absl::StatusOr<QuantFormat> FormatFor(Side side, int bits,
                                         int head_dim) const override {
@@ -212,7 +190,9 @@ class ChannelLevels final : public Quantizer {
     format.set_quantizer(kName);
     format.set_axis(QuantFormat::PER_CHANNEL);
     format.set_group_size(tokens_);
-    format.mutable_options()->PackFrom(ChannelLevelsFormat());
+    ChannelLevelsFormat own;
+    own.set_trellis(trellis_);
+    format.mutable_options()->PackFrom(own);
     KVMIX_RETURN_IF_ERROR(
         AddContext(MakeCodec(format, side, head_dim).status(), SideName(side)));
     return format;
@@ -230,16 +210,14 @@ class ChannelLevels final : public Quantizer {
         ValidateDivides(32, format.group_size(), "32", "group_size"));
     KVMIX_ASSIGN_OR_RETURN(const auto own,
                            OptionsOf<ChannelLevelsFormat>(format));
-    std::vector<float> weight(own.weight().begin(), own.weight().end());
-    if (!weight.empty() && static_cast<int>(weight.size()) != head_dim)
+    if (!own.weight().empty() && own.weight_size() != head_dim)
       return absl::InvalidArgumentError(
-          absl::StrCat("options.weight has ", weight.size(),
+          absl::StrCat("options.weight has ", own.weight_size(),
                        " numbers but must have none or head_dim, ", head_dim));
-    for (const float w : weight)
+    for (const float w : own.weight())
       KVMIX_RETURN_IF_ERROR(
           ValidateIsInRange(w, 0.0f, kMaxWeight, "options.weight"));
-    return std::make_unique<ChannelLevelsCodec>(format, head_dim,
-                                                std::move(weight));
+    return std::make_unique<ChannelLevelsCodec>(format, head_dim, own);
   }
 
   absl::StatusOr<bool> WantsQueryEnergy(const QuantFormat&) const override {
@@ -258,6 +236,7 @@ class ChannelLevels final : public Quantizer {
  private:
   static constexpr float kMaxWeight = 1e30f;
   const int tokens_;
+  const bool trellis_;
 };
 
 const bool kRegistered = Registry<Quantizer>::Get().Add<ChannelLevelsOptions>(
@@ -266,7 +245,7 @@ const bool kRegistered = Registry<Quantizer>::Get().Add<ChannelLevelsOptions>(
       KVMIX_RETURN_IF_ERROR(ValidateIsInRange(options.tokens(), 0,
                                               kMaxGroupSize, "options.tokens"));
       return std::make_unique<ChannelLevels>(
-          options.tokens() == 0 ? 128 : options.tokens());
+          options.tokens() == 0 ? 128 : options.tokens(), options.trellis());
     });
 
 }  // namespace

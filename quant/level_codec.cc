@@ -5,7 +5,6 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
-#include "kvmix/base/check.h"
 #include "kvmix/base/half.h"
 #include "kvmix/base/status_macros.h"
 #include "quant/bit_packing.h"
@@ -65,38 +64,15 @@ class LevelQuantizer final : public Quantizer {
 
 }  // namespace
 
-LevelTable::LevelTable(std::vector<float> values)
-    : bits_(0), values_(std::move(values)) {
-  while ((size_t{1} << bits_) < values_.size()) ++bits_;
-  KVMIX_CHECK(bits_ >= 1 && values_.size() == size_t{1} << bits_);
-  for (uint32_t code = 0; code < values_.size(); ++code)
-    if (std::isfinite(values_[code])) sorted_.push_back({values_[code], code});
-  std::sort(sorted_.begin(), sorted_.end());
-  const auto same = [](const auto& a, const auto& b) {
-    return a.first == b.first;
-  };
-  sorted_.erase(std::unique(sorted_.begin(), sorted_.end(), same),
-                sorted_.end());
-  for (size_t i = 0; i + 1 < sorted_.size(); ++i)
-    borders_.push_back(
-        (static_cast<double>(sorted_[i].first) + sorted_[i + 1].first) / 2);
-}
-
-uint32_t LevelTable::Nearest(float x) const {
-  const double target = std::isnan(x) ? 0.0 : x;
-  const auto border =
-      std::lower_bound(borders_.begin(), borders_.end(), target);
-  const size_t below = border - borders_.begin();
-  const bool tie = border != borders_.end() && *border == target;
-  if (tie && sorted_[below].second % 2 != 0) return sorted_[below + 1].second;
-  return sorted_[below].second;
-}
-
 float LevelScheme::Scale(uint32_t stored) const {
   return ToFloat(Half{static_cast<uint16_t>(stored)});
 }
 
-void LevelScheme::NearestCodes(const float* x, int n, float scale,
+void TableScheme::Levels(const uint32_t* codes, int n, float* levels) const {
+  for (int i = 0; i < n; ++i) levels[i] = table_.value(codes[i]);
+}
+
+void TableScheme::NearestCodes(const float* x, int n, float scale,
                                uint32_t* codes) const {
   const float inverse = scale == 0 ? 0 : 1 / scale;
   const bool usable = std::isfinite(inverse);
@@ -115,7 +91,7 @@ LevelCodec::LevelCodec(const QuantFormat& format, Side side, int head_dim,
                        std::unique_ptr<const LevelScheme> scheme)
     : GroupCodec(format, side, head_dim),
       scheme_(std::move(scheme)),
-      bits_(scheme_->table().bits()),
+      bits_(scheme_->bits()),
       words_(PackedWords(format.group_size(), bits_)) {}
 
 BlockBytes LevelCodec::bytes() const {
@@ -145,14 +121,16 @@ void LevelCodec::WriteGroups(const float* x, int first, int n,
 void LevelCodec::ReadGroups(const uint8_t* block, int first, int n, float* x,
                             int64_t stride) const {
   uint8_t* from = const_cast<uint8_t*>(block);
+  std::vector<uint32_t> codes(group_size());
   for (int i = 0; i < n; ++i, x += stride) {
     uint32_t stored = 0;
     std::memcpy(&stored, ScaleOf(from, first + i), scheme_->scale_bytes());
     const float scale = scheme_->Scale(stored);
     const uint32_t* words = Words(from, first + i);
     for (int j = 0; j < group_size(); ++j)
-      x[j] =
-          scheme_->table().value(UnpackCode(words, words_, bits_, j)) * scale;
+      codes[j] = UnpackCode(words, words_, bits_, j);
+    scheme_->Levels(codes.data(), group_size(), x);
+    for (int j = 0; j < group_size(); ++j) x[j] *= scale;
   }
 }
 

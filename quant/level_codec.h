@@ -1,10 +1,11 @@
-// LevelCodec: groups of codes that name the levels of one fixed table.
+// LevelCodec: groups of codes that name levels.
 //
-//   x_hat = level[code] * scale
+//   x_hat = level * scale
 //
 // The scale is a group's own and stored in one or two bytes; there is no zero
-// point. Schemes differ in the table (integers, small floats, a codebook for
-// normal numbers) and in how a group's scale is chosen and stored:
+// point. Schemes differ in the levels (a table of integers, small floats or a
+// codebook for normal numbers; a trellis) and in how a group's scale is chosen
+// and stored:
 //   codes   [groups, words] uint32, a group as bit_packing.h draws it
 //   scales  [groups] of scheme.scale_bytes() bytes
 #pragma once
@@ -17,41 +18,32 @@
 #include <vector>
 
 #include "quant/group_codec.h"
+#include "quant/level_table.h"
 
 namespace kvmix {
 
-// 2^bits numbers, by code.
-class LevelTable {
- public:
-  // NaN and infinities: codes that are never written. Of two codes with the
-  // same number the lower is written.
-  explicit LevelTable(std::vector<float> values);
-  int bits() const { return bits_; }
-  float value(uint32_t code) const { return values_[code]; }
-  float max() const { return sorted_.back().first; }
-  // The code of the number nearest to x; of two that are equally near the even
-  // one, which for floats is ties to even. NaN becomes 0, if it is a level.
-  uint32_t Nearest(float x) const;
-
- private:
-  int bits_;
-  std::vector<float> values_;
-  std::vector<std::pair<float, uint32_t>> sorted_;
-  std::vector<double> borders_;  // between neighbours of sorted_
-};
-
 class LevelScheme {
  public:
-  explicit LevelScheme(LevelTable table) : table_(std::move(table)) {}
   virtual ~LevelScheme() = default;
-  const LevelTable& table() const { return table_; }
+  virtual int bits() const = 0;  // of a code
   virtual int scale_bytes() const { return 2; }
   // x [n] -> codes [n]; returns the scale as stored.
   virtual uint32_t Encode(const float* x, int n, uint32_t* codes) const = 0;
+  // The levels that a group's codes name, [n].
+  virtual void Levels(const uint32_t* codes, int n, float* levels) const = 0;
   // A stored scale as a number; default: it is a half.
   virtual float Scale(uint32_t stored) const;
+};
+
+// Every code names a level of one table.
+class TableScheme : public LevelScheme {
+ public:
+  explicit TableScheme(LevelTable table) : table_(std::move(table)) {}
+  int bits() const final { return table_.bits(); }
+  void Levels(const uint32_t* codes, int n, float* levels) const final;
 
  protected:
+  const LevelTable& table() const { return table_; }
   void NearestCodes(const float* x, int n, float scale, uint32_t* codes) const;
 
  private:

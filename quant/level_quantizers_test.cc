@@ -11,6 +11,7 @@
 #include "quant/normal_codebook.h"
 #include "quant/nvfp4.pb.h"
 #include "quant/symmetric.pb.h"
+#include "quant/turbo.pb.h"
 
 namespace kvmix {
 namespace {
@@ -18,6 +19,7 @@ namespace {
 using ::testing::HasSubstr;
 using testing::MakeCodec;
 using testing::MakeQuantizer;
+using testing::MeanSquaredError;
 using testing::NormalNumbers;
 using testing::RoundTrip;
 using testing::StatusIs;
@@ -191,6 +193,33 @@ TEST(TurboTest, KeepsNormsAndHasTheDistortionOfItsCodebook) {
     const double expected = 2 - 2 * std::sqrt(1 - distortion[bits - 1]);
     EXPECT_NEAR(error / all, expected, 0.15 * expected);
   }
+}
+
+TEST(TurboTest, ATrellisTakesTheSameBytesAndMakesLessError) {
+  TurboOptions options;
+  options.set_trellis(true);
+  const auto scalar = MakeQuantizer("turbo");
+  const auto trellis = MakeQuantizer("turbo", options);
+  const std::vector<float> x = NormalNumbers(32 * kDim);
+  for (int bits = 1; bits <= 7; ++bits) {
+    const auto codec = MakeCodec(*trellis, Side::kValue, bits, kDim);
+    const auto other = MakeCodec(*scalar, Side::kValue, bits, kDim);
+    EXPECT_EQ(codec->bytes().total(), other->bytes().total());
+    EXPECT_LT(MeanSquaredError(x, RoundTrip(*codec, Side::kValue, x)),
+              (bits == 1 ? 0.9 : 0.78) *
+                  MeanSquaredError(x, RoundTrip(*other, Side::kValue, x)))
+        << bits;
+  }
+  EXPECT_THAT(
+      trellis->FormatFor(Side::kValue, 8, kDim).status(),
+      StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("bits is 8")));
+  // A plan says it by itself.
+  ASSERT_OK_AND_ASSIGN(QuantFormat format,
+                       scalar->FormatFor(Side::kValue, 8, kDim));
+  format.mutable_options()->PackFrom(options);
+  EXPECT_THAT(
+      MakeBlockCodec(format, Side::kValue, kDim).status(),
+      StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("bits is 8")));
 }
 
 }  // namespace

@@ -17,9 +17,9 @@ constexpr int kBlock = 32;
 constexpr int kMaxExponent = 2;  // of E2M1
 constexpr int kBias = 127;       // of E8M0
 
-class Mxfp4 final : public LevelScheme {
+class Mxfp4 final : public TableScheme {
  public:
-  Mxfp4() : LevelScheme(LevelTable(E2M1Values())) {}
+  Mxfp4() : TableScheme(LevelTable(E2M1Values())) {}
   int scale_bytes() const override { return 1; }
   uint32_t Encode(const float* x, int n, uint32_t* codes) const override {
     const float max = MaxMagnitude(x, n);

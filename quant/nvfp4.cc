@@ -18,10 +18,10 @@ namespace {
 
 constexpr int kBlock = 16;
 
-class Nvfp4 final : public LevelScheme {
+class Nvfp4 final : public TableScheme {
  public:
   explicit Nvfp4(float global_scale)
-      : LevelScheme(LevelTable(E2M1Values())),
+      : TableScheme(LevelTable(E2M1Values())),
         scales_(E4M3Values()),
         global_scale_(global_scale) {}
   int scale_bytes() const override { return 1; }

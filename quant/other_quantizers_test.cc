@@ -10,7 +10,7 @@
 #include "quant/channel_levels.pb.h"
 #include "quant/codebook.pb.h"
 #include "quant/codec_test_rows.h"
-#include "quant/normal_codebook.h"
+#include "quant/normal_code.h"
 #include "quant/qjl.pb.h"
 
 namespace kvmix {
@@ -66,8 +66,10 @@ TEST(ChannelBoostTest, ValuesAreRefusedWithAWayOut) {
 // Weighted squared error of a channel_levels block of standard normal channels
 // that are stretched by `sd`.
 double WeightedError(const std::vector<float>& weight,
-                     const std::vector<float>& sd, int bits) {
-  const auto quantizer = MakeQuantizer("channel_levels");
+                     const std::vector<float>& sd, int bits, bool trellis) {
+  ChannelLevelsOptions options;
+  options.set_trellis(trellis);
+  const auto quantizer = MakeQuantizer("channel_levels", options);
   const auto format = quantizer->FormatFor(Side::kKey, bits, kDim);
   const auto calibrated = quantizer->Calibrated(*format, weight);
   const auto codec = MakeBlockCodec(*calibrated, Side::kKey, kDim);
@@ -84,9 +86,11 @@ double WeightedError(const std::vector<float>& weight,
 // price of a bit what each channel would buy: an independent way to the same
 // optimum.
 double BestError(const std::vector<float>& weight, const std::vector<float>& sd,
-                 int bits) {
+                 int bits, bool trellis) {
+  const int most = MaxNormalCodeBits(trellis);
   std::vector<double> normal = {1};  // error of each number of bits
-  for (int b = 1; b <= 8; ++b) normal.push_back(NormalCodebookError(b));
+  for (int b = 1; b <= most; ++b)
+    normal.push_back(NormalCodeOfBits(trellis, b).error());
   double best = 1e30;
   for (double price = 1e-9; price < 1e9; price *= 1.01) {
     int spent = 0;
@@ -94,7 +98,7 @@ double BestError(const std::vector<float>& weight, const std::vector<float>& sd,
     for (int d = 0; d < kDim; ++d) {
       double least = 1e30, of_least = 0;
       int bits_of_least = 0;
-      for (int b = 0; b <= 8; ++b) {
+      for (int b = 0; b <= most; ++b) {
         const double e = weight[d] * sd[d] * sd[d] * normal[b];
         if (e + price * b < least)
           least = e + price * b, of_least = e, bits_of_least = b;
@@ -107,31 +111,38 @@ double BestError(const std::vector<float>& weight, const std::vector<float>& sd,
   return best;
 }
 
-TEST(ChannelLevelsTest, SpendsBitsWhereKeysSpreadAndQueriesLook) {
+class ChannelLevelsTest : public ::testing::TestWithParam<bool> {};
+
+TEST_P(ChannelLevelsTest, SpendsBitsWhereKeysSpreadAndQueriesLook) {
+  const bool trellis = GetParam();
   for (const int bits : {1, 2, 3}) {
     std::vector<float> weight(kDim, 1), sd(kDim, 1);
-    const double flat = WeightedError(weight, sd, bits);
-    EXPECT_NEAR(flat / (kDim * NormalCodebookError(bits)), 1, 0.03);
+    const double flat = WeightedError(weight, sd, bits, trellis);
+    EXPECT_NEAR(flat / (kDim * NormalCodeOfBits(trellis, bits).error()), 1,
+                0.03);
     for (int d = 0; d < kDim; ++d) {
       weight[d] = std::exp2(static_cast<float>(d % 9) - 4);
       sd[d] = std::exp2(static_cast<float>(d % 5) - 2);
     }
-    const double best = BestError(weight, sd, bits);
+    const double best = BestError(weight, sd, bits, trellis);
     // A block's own variances and least squares do a little better than the
     // variances that the channels were drawn with.
-    EXPECT_LT(WeightedError(weight, sd, bits) / best, 1.05);
-    EXPECT_GT(WeightedError(weight, sd, bits) / best, 0.8);
+    EXPECT_LT(WeightedError(weight, sd, bits, trellis) / best, 1.05);
+    EXPECT_GT(WeightedError(weight, sd, bits, trellis) / best, 0.8);
     // Equal bits would have cost several times as much.
     double equal = 0;
     for (int d = 0; d < kDim; ++d)
-      equal += weight[d] * sd[d] * sd[d] * NormalCodebookError(bits);
+      equal +=
+          weight[d] * sd[d] * sd[d] * NormalCodeOfBits(trellis, bits).error();
     EXPECT_GT(equal, 2 * best);
   }
 }
 
-TEST(ChannelLevelsTest, BytesAndConstantChannels) {
+TEST_P(ChannelLevelsTest, BytesAndConstantChannels) {
+  ChannelLevelsOptions options;
+  options.set_trellis(GetParam());
   const auto codec =
-      MakeCodec(*MakeQuantizer("channel_levels"), Side::kKey, 2, kDim);
+      MakeCodec(*MakeQuantizer("channel_levels", options), Side::kKey, 2, kDim);
   EXPECT_EQ(codec->effective_bits(kDim), 2 + 36.0 / 128);
   EXPECT_EQ(codec->granularity(), 128);
   std::vector<float> x = NormalNumbers(128 * kDim);
@@ -148,7 +159,12 @@ TEST(ChannelLevelsTest, BytesAndConstantChannels) {
   }
 }
 
-TEST(ChannelLevelsTest, RefusesValuesAndWrongWeightsWithAWayOut) {
+INSTANTIATE_TEST_SUITE_P(Codes, ChannelLevelsTest, ::testing::Bool(),
+                         [](const auto& trellis) {
+                           return trellis.param ? "Trellis" : "Scalar";
+                         });
+
+TEST(ChannelLevelsErrorsTest, RefusesValuesAndWrongWeightsWithAWayOut) {
   const auto quantizer = MakeQuantizer("channel_levels");
   EXPECT_THAT(
       quantizer->FormatFor(Side::kValue, 2, kDim).status(),

@@ -9,10 +9,10 @@ namespace {
 
 constexpr float kMaxHalf = 65504;
 
-class ScaledFloats final : public LevelScheme {
+class ScaledFloats final : public TableScheme {
  public:
   explicit ScaledFloats(std::vector<float> values)
-      : LevelScheme(LevelTable(std::move(values))) {}
+      : TableScheme(LevelTable(std::move(values))) {}
   uint32_t Encode(const float* x, int n, uint32_t* codes) const override {
     const Half scale =
         ToHalf(std::min(kMaxHalf, MaxMagnitude(x, n) / table().max()));

@@ -30,10 +30,10 @@ std::vector<float> Integers(int bits) {
   return values;
 }
 
-class Symmetric final : public LevelScheme {
+class Symmetric final : public TableScheme {
  public:
   explicit Symmetric(int bits)
-      : LevelScheme(LevelTable(Integers(bits))),
+      : TableScheme(LevelTable(Integers(bits))),
         lowest_(-static_cast<float>(1 << (bits - 1))) {}
   uint32_t Encode(const float* x, int n, uint32_t* codes) const override {
     const float max = MaxMagnitude(x, n);

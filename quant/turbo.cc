@@ -5,6 +5,8 @@
 // token's norm is stored: bits + 16/D bits an element.
 //   code  = nearest level to (R x)_d * sqrt(D) / |x|
 //   scale = half(|x| / |levels of the codes|)
+// With `trellis` the codes of a token's channels are those of a trellis
+// (trellis_code.h).
 // The scale gives x_hat the norm of x (norm correction, as in vLLM).
 #include <cmath>
 #include <memory>
@@ -12,7 +14,7 @@
 #include "kvmix/base/half.h"
 #include "kvmix/base/registry.h"
 #include "quant/level_codec.h"
-#include "quant/normal_codebook.h"
+#include "quant/normal_code.h"
 #include "quant/rotation.h"
 #include "quant/turbo.pb.h"
 #include "quant/wrapping_codec.h"
@@ -30,33 +32,40 @@ double Norm(const float* x, int n) {
 
 class NormCorrected final : public LevelScheme {
  public:
-  explicit NormCorrected(int bits)
-      : LevelScheme(LevelTable(NormalCodebook(bits))) {}
+  NormCorrected(bool trellis, int bits)
+      : code_(NormalCodeOfBits(trellis, bits)), bits_(bits) {}
+  int bits() const override { return bits_; }
   uint32_t Encode(const float* x, int n, uint32_t* codes) const override {
     const double norm = Norm(x, n);
-    NearestCodes(x, n, static_cast<float>(norm / std::sqrt(n)), codes);
-    double squares = 0;
-    for (int i = 0; i < n; ++i) {
-      const double level = table().value(codes[i]);
-      squares += level * level;
-    }
-    return ToHalf(static_cast<float>(norm / std::sqrt(squares))).bits;
+    const auto deviation = static_cast<float>(norm / std::sqrt(n));
+    std::vector<float> levels(n);
+    const float inverse = deviation == 0 ? 0 : 1 / deviation;
+    for (int i = 0; i < n; ++i)
+      levels[i] = std::isfinite(inverse) ? x[i] * inverse : x[i] / deviation;
+    code_.Encode(levels.data(), n, codes);
+    code_.Decode(codes, n, levels.data());
+    return ToHalf(static_cast<float>(norm / Norm(levels.data(), n))).bits;
   }
+  void Levels(const uint32_t* codes, int n, float* levels) const override {
+    code_.Decode(codes, n, levels);
+  }
+
+ private:
+  const NormalCode& code_;
+  const int bits_;
 };
 
 std::unique_ptr<Quantizer> MakeLevels(const TurboOptions& options) {
+  const auto scheme = [options](const QuantFormat& format) {
+    return std::make_unique<NormCorrected>(options.trellis(), format.bits());
+  };
   return MakeLevelQuantizer({.name = kName,
                              .min_bits = 1,
-                             .max_bits = 8,
-                             .scheme =
-                                 [](const QuantFormat& format) {
-                                   return std::make_unique<NormCorrected>(
-                                       format.bits());
-                                 },
-                             .complete =
-                                 [options](QuantFormat& format) {
-                                   format.mutable_options()->PackFrom(options);
-                                 }});
+                             .max_bits = MaxNormalCodeBits(options.trellis()),
+                             .scheme = scheme,
+                             .complete = [options](QuantFormat& format) {
+                               format.mutable_options()->PackFrom(options);
+                             }});
 }
 
 class Turbo final : public Quantizer {
@@ -68,9 +77,10 @@ class Turbo final : public Quantizer {
   }
   absl::StatusOr<std::unique_ptr<BlockCodec>> MakeCodec(
       const QuantFormat& format, Side side, int head_dim) const override {
-    KVMIX_ASSIGN_OR_RETURN(std::unique_ptr<BlockCodec> levels,
-                           levels_->MakeCodec(format, side, head_dim));
+    KVMIX_RETURN_IF_ERROR(CheckScheme(format, kName));
     KVMIX_ASSIGN_OR_RETURN(const auto own, OptionsOf<TurboOptions>(format));
+    KVMIX_ASSIGN_OR_RETURN(std::unique_ptr<BlockCodec> levels,
+                           MakeLevels(own)->MakeCodec(format, side, head_dim));
     return MakeRotatedCodec(std::move(levels), side, head_dim, own.seed());
   }
 

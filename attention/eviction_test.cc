@@ -551,6 +551,41 @@ TEST(AgeTiersTest, TokensPassThroughTheFormatsInOrder) {
   }
 }
 
+// No window and a tier of no tokens for keys: those that do not fill a block
+// yet lie in 8 bits, token by token; values need no such place.
+TEST(AgeTiersTest, KeysWaitInTheTierUntilTheirBlockIsFull) {
+  AgeTiersOptions options;
+  options.set_tokens(0);
+  options.set_sink_tokens(4);
+  options.mutable_quantizer()->set_name("turbo");
+  AgeTiersOptions::Tier& tier = *options.add_tier();
+  tier.set_bits(8);
+  tier.set_sides(AgeTiersOptions::KEYS);
+  Component component;
+  component.set_name("age_tiers");
+  component.mutable_options()->PackFrom(options);
+  auto recency =
+      Registry<RecencyPolicy>::Get().Make(component, "recency_policy");
+  ASSERT_OK(recency);
+  Passing run(Plan(2), std::make_shared<KeepAll>(), *std::move(recency));
+  int64_t tokens = 0;
+  for (const int64_t n : {3, 1, 20, 1, 57, 150, 1, 3}) {
+    run.Pass(n);
+    tokens += n;
+    const int64_t packed = tokens < 4 ? 0 : tokens - 4;
+    for (const KvStream& stream : run.layer().keys) {
+      EXPECT_EQ(stream.window_tokens(), 0);
+      EXPECT_EQ(stream.age_tokens(1), packed % 32);
+      EXPECT_EQ(stream.age_tokens(0), packed - packed % 32);
+    }
+    for (const KvStream& stream : run.layer().values) {
+      EXPECT_EQ(stream.window_tokens(), 0);
+      EXPECT_EQ(stream.num_age_runs(), 1);
+      EXPECT_EQ(stream.age_tokens(0), packed);
+    }
+  }
+}
+
 // x [32, D] of one head, packed and read again.
 std::vector<float> RoundTrip(const QuantFormat& format, Side side,
                              const std::vector<float>& x) {

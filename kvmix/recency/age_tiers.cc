@@ -29,7 +29,10 @@ class AgeTiers final : public RecencyPolicy {
   absl::StatusOr<std::vector<AgeTier>> Tiers(Side side,
                                              int head_dim) const override {
     std::vector<AgeTier> tiers;
+    const auto other =
+        side == Side::kKey ? AgeTiersOptions::VALUES : AgeTiersOptions::KEYS;
     for (const AgeTiersOptions::Tier& tier : options_.tier()) {
+      if (tier.sides() == other) continue;
       KVMIX_ASSIGN_OR_RETURN(
           QuantFormat format,
           quantizer_->FormatFor(side, tier.bits(), head_dim));
@@ -58,22 +61,22 @@ void AddTier(int bits, int64_t tokens, AgeTiersOptions& options) {
 const bool kRegistered = Registry<RecencyPolicy>::Get().Add<AgeTiersOptions>(
     "age_tiers", "fewer bits with age: full precision, 8, 4, then the plan's",
     [](AgeTiersOptions options) -> Registry<RecencyPolicy>::Result {
-      if (options.tokens() == 0) options.set_tokens(64);
+      if (!options.has_tokens()) options.set_tokens(64);
       if (options.tier().empty()) {
         AddTier(8, 128, options);
         AddTier(4, 512, options);
       }
       KVMIX_RETURN_IF_ERROR(
-          ValidateIsPositive(options.tokens(), "options.tokens"));
+          ValidateIsNonNegative(options.tokens(), "options.tokens"));
       KVMIX_RETURN_IF_ERROR(
           ValidateIsNonNegative(options.sink_tokens(), "options.sink_tokens"));
       for (int i = 0; i < options.tier_size(); ++i) {
         KVMIX_RETURN_IF_ERROR(
             ValidateIsInRange(options.tier(i).bits(), 1, 8,
                               absl::StrCat("options.tier[", i, "].bits")));
-        KVMIX_RETURN_IF_ERROR(
-            ValidateIsPositive(options.tier(i).tokens(),
-                               absl::StrCat("options.tier[", i, "].tokens")));
+        KVMIX_RETURN_IF_ERROR(ValidateIsNonNegative(
+            options.tier(i).tokens(),
+            absl::StrCat("options.tier[", i, "].tokens")));
       }
       if (options.quantizer().name().empty())
         options.mutable_quantizer()->set_name("group_affine");

@@ -72,6 +72,10 @@ TEST(AgeTiersTest, DefaultIs8BitsThen4AndNoSinks) {
               ElementsAre(std::pair(8, 128), std::pair(4, 512)));
   EXPECT_THAT(WindowTrace(*policy, {.side = Side::kValue}, 100, 2),
               ElementsAre(64, 64, 64));
+  options.set_tokens(0);
+  ASSERT_OK_AND_ASSIGN(const auto no_window, Make("age_tiers", options));
+  EXPECT_THAT(WindowTrace(*no_window, {.side = Side::kValue}, 100, 2),
+              ElementsAre(0, 0, 0));
   options.set_sink_tokens(3);
   ASSERT_OK_AND_ASSIGN(const auto sinks, Make("age_tiers", options));
   EXPECT_EQ(sinks->sink_tokens(), 3);
@@ -89,6 +93,14 @@ TEST(AgeTiersTest, FormatsAreThoseOfTheQuantizer) {
   EXPECT_EQ(tiers[0].format.ShortDebugString(),
             "quantizer: \"group_affine\" bits: 6 group_size: 32 axis: "
             "PER_CHANNEL");
+  tier.set_sides(AgeTiersOptions::KEYS);
+  ASSERT_OK_AND_ASSIGN(const auto keys, Make("age_tiers", options));
+  EXPECT_EQ(keys->Tiers(Side::kKey, 64)->size(), 1u);
+  EXPECT_TRUE(keys->Tiers(Side::kValue, 64)->empty());
+  tier.set_sides(AgeTiersOptions::VALUES);
+  ASSERT_OK_AND_ASSIGN(const auto values, Make("age_tiers", options));
+  EXPECT_TRUE(values->Tiers(Side::kKey, 64)->empty());
+  EXPECT_EQ(values->Tiers(Side::kValue, 64)->size(), 1u);
   tier.set_bits(9);
   EXPECT_THAT(Make("age_tiers", options).status(),
               StatusIs(absl::StatusCode::kInvalidArgument,

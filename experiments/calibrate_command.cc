@@ -4,7 +4,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
-#include "experiments/codebook_calibration.h"
 #include "experiments/command_line.h"
 #include "experiments/commands.h"
 #include "experiments/config_flags.h"
@@ -16,6 +15,7 @@
 #include "experiments/windows.h"
 #include "kvmix/base/component.pb.h"
 #include "kvmix/base/status_macros.h"
+#include "kvmix/importance/codebook_calibration.h"
 #include "quant/codebook.pb.h"
 
 namespace kvmix {
@@ -36,13 +36,6 @@ absl::StatusOr<std::vector<int>> ParseBits(const std::string& list) {
   return bits;
 }
 
-std::vector<float> EquallySpaced(int bits) {
-  std::vector<float> levels(size_t{1} << bits);
-  for (size_t i = 0; i < levels.size(); ++i)
-    levels[i] = static_cast<float>(i) / static_cast<float>(levels.size() - 1);
-  return levels;
-}
-
 // Levels of one side go to `options`, what they lose to `table`.
 absl::Status Fit(const CodebookCalibration& calibration, Side side,
                  const std::vector<int>& all_bits,
@@ -57,7 +50,7 @@ absl::Status Fit(const CodebookCalibration& calibration, Side side,
     table.rows.push_back(
         {SideName(side), absl::StrCat(bits),
          absl::StrFormat("%.3f", shares.Error(levels) /
-                                     shares.Error(EquallySpaced(bits)))});
+                                     shares.Error(EquallySpacedLevels(bits)))});
   }
   return absl::OkStatus();
 }

@@ -19,6 +19,7 @@
 #include "quant/codebook.pb.h"
 #include "quant/group_quantizer.h"
 #include "quant/level_codec.h"
+#include "quant/share_histogram.h"
 #include "quant/wrapping_codec.h"
 
 namespace kvmix {
@@ -30,17 +31,10 @@ constexpr int kIterations = 12;
 constexpr int kDefaultGroup = 32;
 constexpr float kMaxHalf = 65504;
 
-std::vector<float> EquallySpaced(int bits) {
-  std::vector<float> levels(size_t{1} << bits);
-  for (size_t i = 0; i < levels.size(); ++i)
-    levels[i] = static_cast<float>(i) / static_cast<float>(levels.size() - 1);
-  return levels;
-}
-
 // Levels of least squared error for u [n], weighted by weights [n].
 std::vector<float> KMeans(const std::vector<float>& u,
                           const std::vector<double>& weights, int bits) {
-  std::vector<float> levels = EquallySpaced(bits);
+  std::vector<float> levels = EquallySpacedLevels(bits);
   for (int i = 0; i < kIterations; ++i) {
     const LevelTable table(levels);
     std::vector<double> sum(levels.size()), weight(levels.size());

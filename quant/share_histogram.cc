@@ -51,6 +51,13 @@ struct NextRun {
 
 }  // namespace
 
+std::vector<float> EquallySpacedLevels(int bits) {
+  std::vector<float> levels(size_t{1} << bits);
+  for (size_t i = 0; i < levels.size(); ++i)
+    levels[i] = static_cast<float>(i) / static_cast<float>(levels.size() - 1);
+  return levels;
+}
+
 ShareHistogram::ShareHistogram(int bins) : bins_(bins) {
   KVMIX_CHECK(bins > 0);
 }

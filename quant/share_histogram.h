@@ -12,6 +12,9 @@
 
 namespace kvmix {
 
+// 2^bits levels from 0 to 1.
+std::vector<float> EquallySpacedLevels(int bits);
+
 class ShareHistogram {
  public:
   explicit ShareHistogram(int bins = 2048);

@@ -1,4 +1,4 @@
-#include "experiments/codebook_calibration.h"
+#include "kvmix/importance/codebook_calibration.h"
 
 #include <cmath>
 #include <vector>

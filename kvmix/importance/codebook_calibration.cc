@@ -1,10 +1,11 @@
-#include "experiments/codebook_calibration.h"
+#include "kvmix/importance/codebook_calibration.h"
 
 #include <algorithm>
 #include <cstdint>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kvmix/importance/causal_weights.h"
 #include "kvmix/key_rotation.h"
 #include "quant/outliers.h"
 
@@ -13,32 +14,21 @@ namespace {
 
 // States and gradients of one KV head, [T, D] each.
 struct HeadStates {
-  std::vector<float> x, gradient;
+  HeadStates(const LayerTrace& trace, const float* states,
+             const float* gradients, int head)
+      : x(RowsOfHead(states, trace.num_tokens, trace.num_kv_heads,
+                     trace.head_dim, head)),
+        gradient(RowsOfHead(gradients, trace.num_tokens, trace.num_kv_heads,
+                            trace.head_dim, head)) {}
+  RowMatrix x, gradient;
 };
-
-std::vector<float> RowsOfHead(const LayerTrace& trace, const float* from,
-                              int head) {
-  const int64_t row = int64_t{trace.num_kv_heads} * trace.head_dim;
-  std::vector<float> rows;
-  for (int64_t t = 0; t < trace.num_tokens; ++t) {
-    const float* x = from + t * row + int64_t{head} * trace.head_dim;
-    rows.insert(rows.end(), x, x + trace.head_dim);
-  }
-  return rows;
-}
 
 // Rows [T, D] turned back from their positions. A gradient turns back as its
 // key does, up to a factor that all channels share.
-void Unrotate(const LayerTrace& trace, std::vector<float>& rows) {
-  const int64_t tokens = trace.num_tokens;
-  std::vector<float> columns(rows.size());  // [D, T]
-  for (int64_t t = 0; t < tokens; ++t)
-    for (int d = 0; d < trace.head_dim; ++d)
-      columns[d * tokens + t] = rows[t * trace.head_dim + d];
-  trace.key_rotation->Unrotate(0, tokens, columns.data(), tokens);
-  for (int64_t t = 0; t < tokens; ++t)
-    for (int d = 0; d < trace.head_dim; ++d)
-      rows[t * trace.head_dim + d] = columns[d * tokens + t];
+void Unrotate(const KeyRotation& rotation, RowMatrix& rows) {
+  RowMatrix columns = rows.transpose();
+  rotation.Unrotate(0, columns.cols(), columns.data(), columns.cols());
+  rows = columns.transpose();
 }
 
 // Outliers of tokens [first, first + tokens) leave their mean, whose error
@@ -93,26 +83,24 @@ absl::Status CodebookCalibration::Observe(const LayerTrace& trace) {
                      ", as groups of values lie along it"));
   }
   for (int h = 0; h < trace.num_kv_heads; ++h) {
-    HeadStates keys{RowsOfHead(trace, trace.key_states, h),
-                    RowsOfHead(trace, trace.key_state_gradient, h)};
+    HeadStates keys(trace, trace.key_states, trace.key_state_gradient, h);
     if (options_.pre_rope) {
-      Unrotate(trace, keys.x);
-      Unrotate(trace, keys.gradient);
+      Unrotate(*trace.key_rotation, keys.x);
+      Unrotate(*trace.key_rotation, keys.gradient);
     }
     // Keys per channel; tokens that fill no group stay in the window.
     for (int64_t t = 0; t + size <= trace.num_tokens; t += size) {
       TakeOutliers(options_.outlier_fraction, t, size, dim, keys);
       for (int d = 0; d < dim; ++d)
-        AddGroup(&keys.x[t * dim + d], &keys.gradient[t * dim + d], size, dim,
-                 key_);
+        AddGroup(&keys.x.data()[t * dim + d],
+                 &keys.gradient.data()[t * dim + d], size, dim, key_);
     }
-    HeadStates values{RowsOfHead(trace, trace.value_states, h),
-                      RowsOfHead(trace, trace.value_state_gradient, h)};
+    HeadStates values(trace, trace.value_states, trace.value_state_gradient, h);
     for (int64_t t = 0; t < trace.num_tokens; ++t) {
       TakeOutliers(options_.outlier_fraction, t, 1, dim, values);
       for (int d = 0; d < dim; d += size)
-        AddGroup(&values.x[t * dim + d], &values.gradient[t * dim + d], size, 1,
-                 value_);
+        AddGroup(&values.x.data()[t * dim + d],
+                 &values.gradient.data()[t * dim + d], size, 1, value_);
     }
   }
   return absl::OkStatus();

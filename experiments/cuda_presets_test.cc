@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "experiments/config.h"
+#include "experiments/cuda_record_testing.h"
 #include "experiments/paths.h"
 #include "experiments/run_experiment.h"
 #include "experiments/small_experiment.h"
@@ -22,6 +23,8 @@ namespace kvmix {
 namespace {
 
 using ::kvmix::testing::EmptyFolder;
+using ::kvmix::testing::ExpectSameQuality;
+using ::kvmix::testing::QualityTolerance;
 using ::kvmix::testing::SmallExperiment;
 using ::testing::HasSubstr;
 using ::testing::IsSupersetOf;
@@ -59,17 +62,11 @@ absl::StatusOr<ExperimentResult> RunPresets(
   return RunExperiment(config);
 }
 
-// As in cuda_experiment_test.cc; and every chunk of the run on the device has
-// been checked against the CPU.
-void ExpectSameQuality(const MethodRecord& got, const MethodRecord& want) {
-  const Quality& on_device = got.dataset(0).quality();
-  const Quality& on_cpu = want.dataset(0).quality();
-  EXPECT_EQ(on_device.tokens(), on_cpu.tokens()) << want.name();
-  EXPECT_NEAR(on_device.nll(), on_cpu.nll(), 0.005) << want.name();
-  EXPECT_NEAR(on_device.kl_mean(), on_cpu.kl_mean(),
-              0.002 + 0.1 * on_cpu.kl_mean())
-      << want.name();
-}
+// Every chunk of the run on the device has been checked against the CPU, too.
+constexpr QualityTolerance kTolerance = {.nll = 0.005,
+                                         .full_precision_nll = 0.005,
+                                         .kl = 0.002,
+                                         .kl_of_itself = 0.1};
 
 TEST(CudaPresetsTest, EveryPresetIsTheCpusWithinRounding) {
   const std::vector<std::string> presets = Presets();
@@ -87,7 +84,8 @@ TEST(CudaPresetsTest, EveryPresetIsTheCpusWithinRounding) {
   for (int m = 0; m < cuda->record.method_size(); ++m) {
     const MethodRecord& got = cuda->record.method(m);
     const MethodRecord& want = cpu.record.method(m);
-    ExpectSameQuality(got, want);
+    ExpectSameQuality(got.dataset(0).quality(), want.dataset(0).quality(),
+                      kTolerance, want.name());
     EXPECT_EQ(want.why_on_host(), "");
     const std::string line = absl::StrCat("method ", got.name(),
                                           ": its cache lies in host memory, "

@@ -87,13 +87,14 @@ struct Fragment {
 // d[n] += sum over steps s of A[s] B[s][n], as MmaM16N8K16 of operands that
 // LdMatrixX4 reads: b_row(s, n / 2) is the address that this lane gives for
 // columns n and n + 1 of B, a_of(s) that for A, or A's Fragment itself. On the
-// emulator one operation of the warp, which is far cheaper.
+// emulator one operation of the warp, which is far cheaper; only its variant
+// "check" executes what the device does.
 template <bool kTransposed, int kSteps, int kPairs, int kUnroll, typename A,
           typename B>
 __device__ __forceinline__ void MmaOfRows(float (&d)[2 * kPairs][4],
                                           const A& a_of, const B& b_row) {
   constexpr bool kRowsOfA = std::is_pointer_v<std::invoke_result_t<A, int>>;
-#ifdef __CUDA_ARCH__
+#if defined(__CUDA_ARCH__) || defined(EMU_CHECK)
 #pragma unroll kUnroll
   for (int s = 0; s < kSteps; ++s) {
     Fragment a;

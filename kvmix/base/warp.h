@@ -24,11 +24,12 @@ struct MinOf {
 // Every v becomes op(v, v of lane ^ d), for every d of kDistances in turn; all
 // lanes take part. With 1, 2, 4, 8, 16 in any order, v is reduced over the
 // warp. On the emulator one operation of the warp, which is far cheaper than a
-// shuffle for each value and distance.
+// shuffle for each value and distance; only its variant "check" executes what
+// the device does.
 template <int... kDistances, int kValues, typename Op>
 __device__ __forceinline__ void WarpReduceEach(float (&values)[kValues],
                                                const Op& op) {
-#ifdef __CUDACC__
+#if defined(__CUDACC__) || defined(EMU_CHECK)
   const auto combine = [&](int distance) {
 #pragma unroll
     for (int i = 0; i < kValues; ++i)

@@ -110,8 +110,10 @@ absl::StatusOr<ImportanceProfile> ScoreAccumulator::Profile(
     importance->mutable_value_by_prompt()->Assign(layer.value_by_prompt.begin(),
                                                   layer.value_by_prompt.end());
     for (int l = 0; l < kNumLists; ++l) {
+      // A copy: GCC 12's check of bounds reads a wrong index inside ->*.
+      const auto field = kLists[l].field;
       for (const Moments& m : layer.lists[l])
-        (importance->*kLists[l].field)()->Add(Mean(m));
+        (importance->*field)()->Add(Mean(m));
     }
   }
   if (formats != nullptr) *profile.mutable_formats() = *formats;

@@ -47,7 +47,8 @@ struct Partials {
 // Of one call, its memory kept for the next one.
 struct Workspace {
   std::vector<Task> tasks;
-  std::vector<int64_t> walks;  // ends of walks, in tasks
+  std::vector<int64_t> walks;   // ends of walks, in tasks
+  std::vector<int64_t> splits;  // first tasks of rows that were cut
   Partials partials;
 };
 
@@ -118,9 +119,11 @@ class LayerAttention {
         threads_(threads),
         tasks_(workspace.tasks),
         walks_(workspace.walks),
+        splits_(workspace.splits),
         partials_(workspace.partials) {
     tasks_.clear();
     walks_.clear();
+    splits_.clear();
   }
 
   void Run() {
@@ -132,7 +135,9 @@ class LayerAttention {
     PlanWalks();
     threads_.ParallelFor(static_cast<int64_t>(walks_.size()),
                          [this](int64_t walk, int) { Walk(walk); });
-    for (size_t i = 0; i < tasks_.size();) i = Combine(i);
+    threads_.ParallelFor(
+        static_cast<int64_t>(splits_.size()),
+        [this](int64_t split, int) { Combine(splits_[split]); });
   }
 
  private:
@@ -140,7 +145,7 @@ class LayerAttention {
   void PlanWalks();
   void Walk(int64_t walk);
   void Attend(const Task& task);
-  size_t Combine(size_t first);
+  void Combine(int64_t first);
   void ReadQueries(const Task& task, Scratch& scratch) const;
   void MaskTile(const Task& task, int64_t first, int64_t last, float* scores,
                 int64_t stride) const;
@@ -183,6 +188,7 @@ class LayerAttention {
   ThreadPool& threads_;
   std::vector<Task>& tasks_;
   std::vector<int64_t>& walks_;
+  std::vector<int64_t>& splits_;
   Partials& partials_;
   int64_t num_partials_ = 0;  // rows
 };
@@ -209,6 +215,7 @@ void LayerAttention::Plan(int index) {
       const int64_t begin = FirstVisible(item, head, query);
       const int64_t end = LastVisible(item, head, query + task.num_queries - 1);
       const bool split = begin / range != (end - 1) / range;
+      if (split) splits_.push_back(static_cast<int64_t>(tasks_.size()));
       for (int64_t first = begin; first < end; first = task.last_token) {
         task.first_token = first;
         task.last_token = std::min(end, (first / range + 1) * range);
@@ -319,9 +326,10 @@ void LayerAttention::AttendPacked(const Task& task, Scratch& s) const {
     SoftmaxTile(s.scores(), kPackedStride, rows, static_cast<int>(last - first),
                 s.max(), s.sum(), s.rescale());
     for (int r = 0; r < rows; ++r) {
-      if (s.rescale()[r] == 1.0f) continue;
+      const float rescale = s.rescale()[r];
+      if (rescale == 1.0f) continue;
       float* row = s.out() + r * head_dim;
-      for (int d = 0; d < head_dim; ++d) row[d] *= s.rescale()[r];
+      for (int d = 0; d < head_dim; ++d) row[d] *= rescale;
     }
     AccumulateTokens(values, options_.arithmetic, first, last, s.scores(), out);
     first = last;
@@ -356,32 +364,31 @@ void LayerAttention::Attend(const Task& task) {
   }
 }
 
-// Combines the ranges of the rows of task `first`; returns the next task.
-size_t LayerAttention::Combine(size_t first) {
+// Combines the ranges of the rows of task `first`, which follow one another.
+void LayerAttention::Combine(int64_t first) {
   const Task& task = tasks_[first];
-  if (task.partial < 0) return first + 1;
-  size_t end = first + 1;
-  while (end < tasks_.size() && tasks_[end].item == task.item &&
+  const auto num_tasks = static_cast<int64_t>(tasks_.size());
+  int64_t end = first + 1;
+  while (end < num_tasks && tasks_[end].item == task.item &&
          tasks_[end].kv_head == task.kv_head &&
          tasks_[end].first_query == task.first_query)
     ++end;
   const int head_dim = ShapeOf(task).head_dim;
   for (int r = 0; r < RowsOf(task); ++r) {
     float max = kNoScore, sum = 0;
-    for (size_t i = first; i < end; ++i)
+    for (int64_t i = first; i < end; ++i)
       max = std::max(max, partials_.max[tasks_[i].partial + r]);
     float* out = batch_[task.item].out + OffsetOf(task, r);
     std::fill_n(out, head_dim, 0.0f);
-    for (size_t i = first; i < end; ++i) {
+    for (int64_t i = first; i < end; ++i) {
       const int64_t row = tasks_[i].partial + r;
       const float weight = std::exp2(partials_.max[row] - max);
+      const float* const partial = partials_.out.data() + row * head_dim;
       sum += partials_.sum[row] * weight;
-      for (int d = 0; d < head_dim; ++d)
-        out[d] += weight * partials_.out[row * head_dim + d];
+      for (int d = 0; d < head_dim; ++d) out[d] += weight * partial[d];
     }
     for (int d = 0; d < head_dim; ++d) out[d] /= sum;
   }
-  return end;
 }
 
 }  // namespace

@@ -69,10 +69,10 @@ void ScoreTileImpl(const float* queries, int rows, int head_dim,
 HWY_INLINE hn::Vec<Floats> Exp2(hn::Vec<Floats> x) {
   const Floats d;
   const hn::RebindToSigned<Floats> di;
-  const auto least = hn::Set(d, -126.0f);
-  const auto in_range = hn::Max(x, least);
-  const auto whole = hn::Round(in_range);
-  const auto r = hn::Sub(in_range, whole);
+  // Adding it rounds to an integer, which the low bits then hold.
+  const auto magic = hn::Set(d, 12582912.0f);  // 1.5 * 2^23
+  const auto shifted = hn::Add(x, magic);
+  const auto r = hn::Sub(x, hn::Sub(shifted, magic));
   auto p = hn::Set(d, 1.53533619e-4f);
   p = hn::MulAdd(p, r, hn::Set(d, 1.33988744e-3f));
   p = hn::MulAdd(p, r, hn::Set(d, 9.61843736e-3f));
@@ -80,45 +80,102 @@ HWY_INLINE hn::Vec<Floats> Exp2(hn::Vec<Floats> x) {
   p = hn::MulAdd(p, r, hn::Set(d, 2.40226479e-1f));
   p = hn::MulAdd(p, r, hn::Set(d, 6.93147203e-1f));
   p = hn::MulAdd(p, r, hn::Set(d, 1.0f));
-  const auto power = hn::BitCast(
-      d,
-      hn::ShiftLeft<23>(hn::Add(hn::ConvertTo(di, whole), hn::Set(di, 127))));
-  return hn::IfThenElseZero(hn::Ge(x, least), hn::Mul(p, power));
+  const auto power = hn::ShiftLeft<23>(hn::BitCast(di, shifted));
+  // Further down, p is anything.
+  return hn::IfThenElseZero(hn::Ge(x, hn::Set(d, -126.0f)),
+                            hn::BitCast(d, hn::Add(hn::BitCast(di, p), power)));
+}
+
+// Rows that are reduced together: a reduction of one vector is a chain of steps
+// that each wait for the last.
+constexpr int kTogether = 4;
+
+// out [kTogether] = all lanes of rows [kTogether], reduced.
+template <class Op>
+HWY_INLINE void Reduce([[maybe_unused]] Op op,
+                       const hn::Vec<Floats> (&rows)[kTogether], float* out) {
+#if HWY_TARGET == HWY_SCALAR
+  for (int r = 0; r < kTogether; ++r) out[r] = hn::GetLane(rows[r]);
+#else
+  const Floats d;
+  const hn::CappedTag<float, 4> d4;
+  // Interleaving two vectors and reducing the halves leaves two numbers of each
+  // in every block of 128 bits; once more, one number of each of four.
+  const auto halve = [&](hn::Vec<Floats> a, hn::Vec<Floats> b) HWY_ATTR {
+    return op(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b));
+  };
+  alignas(64) float blocks[kLanes];
+  hn::Store(halve(halve(rows[0], rows[2]), halve(rows[1], rows[3])), d, blocks);
+  auto total = hn::Load(d4, blocks);
+  for (int b = 4; b < kLanes; b += 4)
+    total = op(total, hn::Load(d4, blocks + b));
+  hn::Store(total, d4, out);
+#endif
+}
+struct MaxOp {
+  template <class V>
+  HWY_INLINE V operator()(V a, V b) const {
+    return hn::Max(a, b);
+  }
+};
+struct AddOp {
+  template <class V>
+  HWY_INLINE V operator()(V a, V b) const {
+    return hn::Add(a, b);
+  }
+};
+
+// Of kRows rows.
+template <int kRows>
+HWY_INLINE void SoftmaxRows(float* scores, int64_t stride, int padded,
+                            float* max, float* sum, float* rescale) {
+  const Floats d;
+  hn::Vec<Floats> highest[kTogether], total[kTogether];
+  for (int r = 0; r < kTogether; ++r) {
+    highest[r] = hn::Set(d, r < kRows ? max[r] : kNoScore);
+    total[r] = hn::Zero(d);
+  }
+  for (int t = 0; t < padded; t += kLanes)
+    for (int r = 0; r < kRows; ++r)
+      highest[r] = hn::Max(highest[r], hn::Load(d, scores + r * stride + t));
+  alignas(64) float now[kTokenStep] = {}, change[kTokenStep] = {};
+  Reduce(MaxOp(), highest, now);
+  for (int r = 0; r < kRows; ++r) {
+    highest[r] = hn::Set(d, now[r]);
+    change[r] = max[r] - now[r];
+    max[r] = now[r];
+  }
+  for (int t = 0; t < padded; t += kLanes) {
+    for (int r = 0; r < kRows; ++r) {
+      float* const at = scores + r * stride + t;
+      const auto w = Exp2(hn::Sub(hn::Load(d, at), highest[r]));
+      hn::Store(w, d, at);
+      total[r] = hn::Add(total[r], w);
+    }
+  }
+  Reduce(AddOp(), total, now);
+  for (int i = 0; i < kTogether; i += kLanes)
+    hn::Store(Exp2(hn::Load(d, change + i)), d, change + i);
+  for (int r = 0; r < kRows; ++r) {
+    rescale[r] = change[r];
+    sum[r] = sum[r] * change[r] + now[r];
+  }
 }
 
 void SoftmaxTileImpl(float* scores, int64_t stride, int rows, int tokens,
                      float* max, float* sum, float* rescale) {
-  const Floats d;
   const int padded = PaddedTokens(tokens);
-  // First all maxima: a row's own makes its weights wait for each other.
-  for (int r = 0; r < rows; ++r) {
-    auto highest = hn::Set(d, max[r]);
-    for (int t = 0; t < padded; t += kLanes)
-      highest = hn::Max(highest, hn::Load(d, scores + r * stride + t));
-    highest = hn::MaxOfLanes(d, highest);
-    rescale[r] = hn::GetLane(Exp2(hn::Sub(hn::Set(d, max[r]), highest)));
-    max[r] = hn::GetLane(highest);
-  }
-  for (int r = 0; r < rows; ++r, scores += stride) {
-    const auto highest = hn::Set(d, max[r]);
-    auto total = hn::Zero(d), total2 = total;
-    int t = 0;
-    for (; t + 2 * kLanes <= padded; t += 2 * kLanes) {  // two chains at once
-      const auto w = Exp2(hn::Sub(hn::Load(d, scores + t), highest));
-      const auto w2 = Exp2(hn::Sub(hn::Load(d, scores + t + kLanes), highest));
-      hn::Store(w, d, scores + t);
-      hn::Store(w2, d, scores + t + kLanes);
-      total = hn::Add(total, w);
-      total2 = hn::Add(total2, w2);
-    }
-    if (t < padded) {
-      const auto w = Exp2(hn::Sub(hn::Load(d, scores + t), highest));
-      hn::Store(w, d, scores + t);
-      total = hn::Add(total, w);
-    }
-    total = hn::Add(total, total2);
-    sum[r] = sum[r] * rescale[r] + hn::GetLane(hn::SumOfLanes(d, total));
-  }
+  int r = 0;
+  for (; r + 4 <= rows; r += 4)
+    SoftmaxRows<4>(scores + r * stride, stride, padded, max + r, sum + r,
+                   rescale + r);
+  scores += r * stride;
+  max += r;
+  sum += r;
+  rescale += r;
+  if (rows - r == 3) SoftmaxRows<3>(scores, stride, padded, max, sum, rescale);
+  if (rows - r == 2) SoftmaxRows<2>(scores, stride, padded, max, sum, rescale);
+  if (rows - r == 1) SoftmaxRows<1>(scores, stride, padded, max, sum, rescale);
 }
 
 // kRows rows and kVecs vectors of channels.

@@ -121,7 +121,7 @@ KvStream::Piece KvStream::SinkPiece(int64_t token, int64_t end) const {
 }
 
 KvStream::Piece KvStream::RunPiece(const Run& run, int64_t position) const {
-  const int64_t block = position / run.block_tokens;
+  const int64_t block = run.BlockOf(position);
   const int64_t page = block / kBlocksPerPage;
   const int64_t index = page - run.first_page();
   return {.num_tokens = std::min((page + 1) * kBlocksPerPage * run.block_tokens,
@@ -130,7 +130,7 @@ KvStream::Piece KvStream::RunPiece(const Run& run, int64_t position) const {
           .block = run.pages[index] + block % kBlocksPerPage * run.block_stride,
           .codec = run.codec,
           .block_stride = run.block_stride,
-          .first = static_cast<int>(position % run.block_tokens),
+          .first = static_cast<int>(position - block * run.block_tokens),
           .position = TextPosition(position),
           .ahead = Ahead(run.pages, index)};
 }

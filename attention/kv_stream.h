@@ -17,6 +17,7 @@
 // and with attention weights run down registers.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <memory_resource>
 #include <vector>
@@ -33,6 +34,8 @@ class KvStream {
  public:
   static constexpr int kPageTokens = 32;
   static constexpr int kBlocksPerPage = 4;
+  // Pages between one that is read and one that is best prefetched meanwhile.
+  static constexpr int kPagesAhead = 4;
 
   // Codecs of the runs and the rotation outlive the stream.
   struct Formats {
@@ -92,7 +95,8 @@ class KvStream {
     int first = 0;         // the token's place in the page, or in the block
     int64_t position = 0;  // packed: its place in the stream, unless others
                            // have been taken out
-    int64_t ahead = 0;     // bytes from its page to the next; 0: there is none
+    int64_t ahead = 0;     // bytes to the page that is best prefetched now, at
+                           // the same place; 0: there is none
   };
   // Precondition: token in [0, num_tokens()).
   Piece PieceAt(int64_t token) const;
@@ -136,22 +140,32 @@ class KvStream {
         : codec(codec),
           block_tokens(codec->block_tokens()),
           block_stride((codec->bytes().total() + 3) / 4 * 4),
+          block_shift(
+              std::has_single_bit(static_cast<uint64_t>(block_tokens))
+                  ? std::countr_zero(static_cast<uint64_t>(block_tokens))
+                  : -1),
           pages(memory) {}
     int64_t num_tokens() const { return end - begin; }
     int64_t page_bytes() const { return kBlocksPerPage * block_stride; }
-    int64_t first_page() const { return begin / block_tokens / kBlocksPerPage; }
+    int64_t first_page() const { return BlockOf(begin) / kBlocksPerPage; }
+    int64_t BlockOf(int64_t position) const {
+      return block_shift >= 0 ? position >> block_shift
+                              : position / block_tokens;
+    }
     const BlockCodec* codec;
     // Of the codec, which is asked once: attention needs them for every page.
     int64_t block_tokens, block_stride;
+    int block_shift;  // log2 of block_tokens; -1: it is not a power of 2
     int64_t begin = 0, end = 0;
     Table<uint8_t> pages;
   };
 
-  // Bytes from page i of a table to the next; 0 from the last.
+  // Bytes from page i of a table to the one kPagesAhead further on; 0: there is
+  // none.
   template <typename T>
   static int64_t Ahead(const Table<T>& pages, int64_t i) {
-    return i + 1 < static_cast<int64_t>(pages.size())
-               ? reinterpret_cast<const char*>(pages[i + 1]) -
+    return i + kPagesAhead < static_cast<int64_t>(pages.size())
+               ? reinterpret_cast<const char*>(pages[i + kPagesAhead]) -
                      reinterpret_cast<const char*>(pages[i])
                : 0;
   }

@@ -33,33 +33,74 @@ int UnitOf(Kernel kernel) {
   return kernel == Kernel::kElevens ? ElevenBlock::kTokens : kSliceTokens;
 }
 
-// Tokens [first, first + count) of a page in runs of whole units:
-// body(first_unit, num_units, skip, n), where n of the run's tokens are meant,
-// from token `skip` of its first unit on.
-template <class Body>
-void ForRuns(int first, int64_t count, int unit, const Body& body) {
-  while (count > 0) {
-    const int skip = first % unit;
-    const int units = static_cast<int>(
-        std::min<int64_t>(kMaxRunSlices, (skip + count + unit - 1) / unit));
-    const int n =
-        static_cast<int>(std::min<int64_t>(count, units * unit - skip));
-    body(first / unit, units, skip, n);
-    first += n;
-    count -= n;
+// Tokens that one call of a kernel takes.
+struct TokenRun {
+  Kernel kernel = Kernel::kNone;
+  KvStream::Piece piece;  // that of the first token
+  int skip = 0;           // tokens before it in its slice or block
+  int64_t num_tokens = 0;
+  BlockRun blocks;  // kBlocks
+};
+
+// Adds the slices of tokens [piece.first, piece.first + count) while there is
+// room; returns how many of the tokens that are.
+int64_t AddSlices(const KvStream::Piece& piece, int64_t count, BlockRun& run) {
+  const int block_tokens = piece.codec->block_tokens();
+  const uint8_t* block = piece.block;
+  int in_block = piece.first / kSliceTokens * kSliceTokens;
+  int64_t added = in_block - piece.first;
+  while (added < count && run.num_slices < kMaxRunSlices) {
+    run.slices[run.num_slices++] = {
+        .block = block, .index = in_block / kSliceTokens, .ahead = piece.ahead};
+    added += kSliceTokens;
+    in_block += kSliceTokens;
+    if (in_block == block_tokens) {
+      in_block = 0;
+      block += piece.block_stride;
+    }
+  }
+  return std::min(added, count);
+}
+
+// kBlocks: a run goes on from page to page while the format stays.
+void AddPages(const KvStream& stream, int64_t first, int64_t last,
+              TokenRun& run) {
+  KvStream::Piece piece = run.piece;
+  for (;;) {
+    const int64_t count =
+        std::min(piece.num_tokens, last - first - run.num_tokens);
+    const int64_t added = AddSlices(piece, count, run.blocks);
+    run.num_tokens += added;
+    if (added < count || first + run.num_tokens == last ||
+        (piece.first + count) % kSliceTokens != 0)
+      return;
+    piece = stream.PieceAt(first + run.num_tokens);
+    if (piece.codec != run.piece.codec || piece.first % kSliceTokens != 0)
+      return;
   }
 }
 
-// body(piece, tokens of it, offset from `first`)
-template <class Body>
-void ForPieces(const KvStream& stream, int64_t first, int64_t last,
-               const Body& body) {
-  for (int64_t t = first; t < last;) {
-    const KvStream::Piece piece = stream.PieceAt(t);
-    const int64_t n = std::min(piece.num_tokens, last - t);
-    body(piece, n, t - first);
-    t += n;
+// The run that begins at token `first` and ends before token `last`.
+TokenRun RunAt(const KvStream& stream, int64_t first, int64_t last) {
+  TokenRun run;
+  run.piece = stream.PieceAt(first);
+  run.kernel = KernelOf(stream, run.piece);
+  if (run.kernel == Kernel::kBlocks) {
+    run.skip = run.piece.first % kSliceTokens;
+    AddPages(stream, first, last, run);
+    return run;
   }
+  run.num_tokens = std::min(run.piece.num_tokens, last - first);
+  if (run.kernel == Kernel::kElevens) {
+    run.skip = run.piece.first % ElevenBlock::kTokens;
+    run.piece.block +=
+        run.piece.first / ElevenBlock::kTokens * run.piece.block_stride;
+    run.num_tokens =
+        std::min<int64_t>(run.num_tokens, ElevenBlock::kTokens - run.skip);
+  } else if (run.kernel == Kernel::kNumbers && stream.side() == Side::kKey) {
+    run.skip = run.piece.first;
+  }
+  return run;
 }
 
 // Memory of one thread: a tile of floats, and rows of a run.
@@ -78,36 +119,26 @@ Scratch& ThreadScratch() {
   return scratch;
 }
 
-BlockRun RunOf(const KvStream::Piece& piece, int first_unit, int num_units) {
-  return {.block = piece.block,
-          .stride = piece.block_stride,
-          .first_slice = first_unit,
-          .num_slices = num_units,
-          .ahead = piece.ahead};
-}
-
 // The page of keys in full precision that a piece lies in.
 const uint8_t* PageOf(const KvStream& keys, const KvStream::Piece& piece) {
   return piece.numbers - piece.first * BytesOf(keys.full_precision());
 }
 
-void ScoreRun(const KvStream& keys, const KvStream::Piece& piece, Kernel kernel,
-              AttentionArithmetic arithmetic, int first_unit, int num_units,
-              const Rows& queries, float* scores) {
-  if (kernel == Kernel::kNumbers) {
+// Scores from the run's first slice or block on.
+void ScoreRun(const KvStream& keys, const TokenRun& run,
+              AttentionArithmetic arithmetic, const Rows& queries,
+              float* scores) {
+  const KvStream::Piece& piece = run.piece;
+  if (run.kernel == Kernel::kNumbers) {
     ScorePage(keys.full_precision(), PageOf(keys, piece), queries.head_dim,
               piece.ahead, queries.data, queries.count, scores, kPackedStride);
-    return;
+  } else if (run.kernel == Kernel::kBlocks) {
+    ScoreBlocks(*piece.codec->lane_block(), arithmetic, run.blocks,
+                queries.data, queries.count, scores, kPackedStride);
+  } else {
+    ScoreElevens(*piece.codec->eleven_block(), piece.block, piece.ahead,
+                 queries.data, queries.count, scores, kPackedStride);
   }
-  BlockRun run = RunOf(piece, first_unit, num_units);
-  if (kernel == Kernel::kBlocks) {
-    ScoreBlocks(*piece.codec->lane_block(), arithmetic, run, queries.data,
-                queries.count, scores, kPackedStride);
-    return;
-  }
-  run.block += first_unit * run.stride;
-  ScoreElevens(*piece.codec->eleven_block(), run, num_units, queries.data,
-               queries.count, scores, kPackedStride);
 }
 
 void ScoreDecoded(const KvStream& keys, int64_t first, int64_t count,
@@ -160,60 +191,55 @@ void ScoreTokens(const KvStream& keys, AttentionArithmetic arithmetic,
                  int64_t first, int64_t last, const Rows& queries,
                  float* scores) {
   KVMIX_CHECK(queries.count <= kMaxPackedRows);
-  ForPieces(keys, first, last, [&](const auto& piece, int64_t n, int64_t t) {
-    const Kernel kernel = KernelOf(keys, piece);
-    if (kernel == Kernel::kNone) {
-      ScoreDecoded(keys, first + t, n, queries, scores + t);
-      return;
+  while (first < last) {
+    const TokenRun run = RunAt(keys, first, last);
+    if (run.kernel == Kernel::kNone) {
+      ScoreDecoded(keys, first, run.num_tokens, queries, scores);
+    } else if (run.skip == 0) {
+      ScoreRun(keys, run, arithmetic, queries, scores);
+    } else {
+      float* const rows = ThreadScratch().rows;
+      ScoreRun(keys, run, arithmetic, queries, rows);
+      for (int r = 0; r < queries.count; ++r)
+        std::copy_n(rows + r * kPackedStride + run.skip, run.num_tokens,
+                    scores + r * kPackedStride);
     }
-    float* to = scores + t;
-    ForRuns(piece.first, n, UnitOf(kernel),
-            [&](int unit, int units, int skip, int count) {
-              float* out = skip == 0 ? to : ThreadScratch().rows;
-              ScoreRun(keys, piece, kernel, arithmetic, unit, units, queries,
-                       out);
-              for (int r = 0; skip != 0 && r < queries.count; ++r)
-                std::copy_n(out + r * kPackedStride + skip, count,
-                            to + r * kPackedStride);
-              to += count;
-            });
-  });
+    first += run.num_tokens;
+    scores += run.num_tokens;
+  }
 }
 
 void AccumulateTokens(const KvStream& values, AttentionArithmetic arithmetic,
                       int64_t first, int64_t last, const float* weights,
                       const Rows& out) {
   KVMIX_CHECK(out.count <= kMaxPackedRows);
-  ForPieces(values, first, last, [&](const auto& piece, int64_t n, int64_t t) {
-    const Kernel kernel = KernelOf(values, piece);
-    const float* from = weights + t;
-    if (kernel == Kernel::kNumbers) {
-      AccumulatePage(values.full_precision(), piece.numbers,
-                     static_cast<int>(n), out.head_dim, piece.ahead, from,
-                     kPackedStride, out.count, out.data);
-      return;
+  while (first < last) {
+    const TokenRun run = RunAt(values, first, last);
+    if (run.kernel == Kernel::kNumbers) {
+      AccumulatePage(values.full_precision(), run.piece.numbers,
+                     static_cast<int>(run.num_tokens), out.head_dim,
+                     run.piece.ahead, weights, kPackedStride, out.count,
+                     out.data);
+    } else if (run.kernel == Kernel::kBlocks) {
+      const int64_t whole = run.blocks.num_slices * kSliceTokens;
+      const float* run_weights = weights;
+      if (run.num_tokens < whole) {
+        float* rows = ThreadScratch().rows;
+        for (int r = 0; r < out.count; ++r, rows += kPackedStride) {
+          std::fill_n(rows, whole, 0.0f);
+          std::copy_n(weights + r * kPackedStride, run.num_tokens,
+                      rows + run.skip);
+        }
+        run_weights = ThreadScratch().rows;
+      }
+      AccumulateBlocks(*run.piece.codec->lane_block(), arithmetic, run.blocks,
+                       run_weights, kPackedStride, out.count, out.data);
+    } else {
+      AccumulateDecoded(values, first, run.num_tokens, weights, out);
     }
-    if (kernel != Kernel::kBlocks) {
-      AccumulateDecoded(values, first + t, n, from, out);
-      return;
-    }
-    ForRuns(piece.first, n, kSliceTokens,
-            [&](int unit, int units, int skip, int count) {
-              const float* run_weights = from;
-              if (skip != 0 || count < units * kSliceTokens) {
-                float* rows = ThreadScratch().rows;
-                for (int r = 0; r < out.count; ++r, rows += kPackedStride) {
-                  std::fill_n(rows, units * kSliceTokens, 0.0f);
-                  std::copy_n(from + r * kPackedStride, count, rows + skip);
-                }
-                run_weights = ThreadScratch().rows;
-              }
-              AccumulateBlocks(*piece.codec->lane_block(), arithmetic,
-                               RunOf(piece, unit, units), run_weights,
-                               kPackedStride, out.count, out.data);
-              from += count;
-            });
-  });
+    first += run.num_tokens;
+    weights += run.num_tokens;
+  }
 }
 
 void PrefetchTokens(const KvStream& stream, int64_t first, int head_dim) {

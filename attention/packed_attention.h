@@ -37,7 +37,8 @@ void AccumulateTokens(const KvStream& values, AttentionArithmetic arithmetic,
                       int64_t first, int64_t last, const float* weights,
                       const Rows& out);
 
-// Prefetches token `first` and what follows it in its page.
+// Prefetches token `first` and what is read before prefetches of kernels
+// arrive.
 void PrefetchTokens(const KvStream& stream, int64_t first, int head_dim);
 
 // What computes with blocks of a codec, for the record of a run: "int8",

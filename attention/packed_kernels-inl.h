@@ -31,8 +31,16 @@ constexpr int kMaxRows = 4;
 // The code that rounding errors are given back at.
 template <int kBits>
 constexpr float kMiddle = ((1 << kBits) - 1) / 2.0f;
+// Whether every other sum is of codes where they lie, two bits up: a shift
+// less, where there are registers for twice as many sums.
+template <int kBits, class V>
+constexpr bool kHighSums = kBits == 2 && std::is_same_v<V, IntV>&& HWY_TARGET <=
+                                             HWY_AVX3&& HWY_ARCH_X86;
 // Sums kept apart, so that a multiply-add need not wait for the last one.
-constexpr int Chains(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
+template <int kBits, class V>
+constexpr int Chains(int rows) {
+  return rows == 1 ? 4 : rows == 2 || kHighSums<kBits, V> ? 2 : 1;
+}
 
 // sum + the products of four unsigned and four signed bytes in each 32-bit
 // lane. One of them are codes, below 16, so that no step saturates: every
@@ -82,16 +90,77 @@ HWY_INLINE IntV ToNearest(FloatV v) {
 #endif
 }
 
-// bytes [kLanes] = v, which fit. Byte is int8_t or uint8_t.
+// Two vectors of integers on their way to bytes. Which lane is where is left to
+// the instruction set.
+#if HWY_TARGET <= HWY_AVX2 && HWY_ARCH_X86
+using Shorts = hn::Repartition<int16_t, Floats>;
+using ShortV = hn::Vec<Shorts>;
+
+// The nearest integers, which fit.
+HWY_INLINE ShortV ToShorts(FloatV a, FloatV b) {
+  return hn::ReorderDemote2To(Shorts(), ToNearest(a), ToNearest(b));
+}
+HWY_INLINE ShortV ZeroShorts() { return hn::Zero(Shorts()); }
+// bytes [4 * kLanes] = a and b, which fit; returns them.
 template <class Byte>
-HWY_INLINE void StoreBytes(IntV v, Byte* bytes) {
-#if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(bytes),
-                   _mm512_cvtepi32_epi8(v.raw));
+HWY_INLINE WordV StoreBytes(ShortV a, ShortV b, Byte* bytes) {
+  // Packing goes on within blocks of 128 bits, so that word j of block i has
+  // lanes 4i to 4i + 3 of the j-th vector of lanes.
+#if HWY_TARGET <= HWY_AVX3
+  const __m512i order =
+      _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const WordV packed{_mm512_permutexvar_epi32(
+      order, std::is_signed_v<Byte> ? _mm512_packs_epi16(a.raw, b.raw)
+                                    : _mm512_packus_epi16(a.raw, b.raw))};
 #else
-  const hn::Rebind<Byte, Floats> d8;
-  hn::StoreU(hn::DemoteTo(d8, v), d8, bytes);
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  const WordV packed{_mm256_permutevar8x32_epi32(
+      std::is_signed_v<Byte> ? _mm256_packs_epi16(a.raw, b.raw)
+                             : _mm256_packus_epi16(a.raw, b.raw),
+      order)};
 #endif
+  hn::StoreU(packed, Words(), reinterpret_cast<uint32_t*>(bytes));
+  return packed;
+}
+#else
+struct ShortV {
+  IntV a, b;
+};
+HWY_INLINE ShortV ToShorts(FloatV a, FloatV b) {
+  return {ToNearest(a), ToNearest(b)};
+}
+HWY_INLINE ShortV ZeroShorts() { return {hn::Zero(Ints()), hn::Zero(Ints())}; }
+template <class Byte>
+HWY_INLINE WordV StoreBytes(ShortV a, ShortV b, Byte* bytes) {
+  const hn::Rebind<Byte, Floats> d8;
+  hn::StoreU(hn::DemoteTo(d8, a.a), d8, bytes);
+  hn::StoreU(hn::DemoteTo(d8, a.b), d8, bytes + kLanes);
+  hn::StoreU(hn::DemoteTo(d8, b.a), d8, bytes + 2 * kLanes);
+  hn::StoreU(hn::DemoteTo(d8, b.b), d8, bytes + 3 * kLanes);
+  return hn::LoadU(Words(), reinterpret_cast<const uint32_t*>(bytes));
+}
+#endif
+constexpr int kShortLanes = 2 * kLanes;
+
+// sum + the bytes in each word.
+template <class Byte>
+HWY_INLINE IntV AddBytes(IntV sum, WordV bytes) {
+  const WordV ones = hn::Set(Words(), 0x01010101u);
+  return std::is_signed_v<Byte> ? DotFour(sum, ones, bytes)
+                                : DotFour(sum, bytes, ones);
+}
+
+// Halves that are not negative compare as integers do.
+using HalfBits = hn::Rebind<uint16_t, Floats>;
+using HalfBitsV = hn::Vec<HalfBits>;
+HWY_INLINE HalfBitsV MaxHalf(HalfBitsV max, const Half* half) {
+  return hn::Max(
+      max, hn::LoadU(HalfBits(), reinterpret_cast<const uint16_t*>(half)));
+}
+HWY_INLINE FloatV ToFloats(HalfBitsV bits) {
+  alignas(32) Half half[kLanes];
+  hn::Store(bits, HalfBits(), reinterpret_cast<uint16_t*>(half));
+  return LoadHalf(half);
 }
 
 struct AddOp {
@@ -163,22 +232,33 @@ struct Rounding {
   }
 };
 
-// bytes [kLanes] = x, in steps, rounded; returns them.
+// bytes [n] = x [n] * inverse, rounded; returns their sums, in lanes. n is a
+// multiple of 32; up to a multiple of 64, further bytes become 0.
 template <class Byte>
-HWY_INLINE IntV RoundToBytes(FloatV x, Byte* bytes) {
-  const IntV code = ToNearest(x);
-  StoreBytes(code, bytes);
-  return code;
+HWY_INLINE IntV RoundToBytes(const float* x, int n, float inverse,
+                             Byte* bytes) {
+  const Floats d;
+  const FloatV by = hn::Set(d, inverse);
+  const auto shorts = [&](int i) KVMIX_KERNEL_LAMBDA {
+    return i >= n ? ZeroShorts()
+                  : ToShorts(hn::Mul(hn::LoadU(d, x + i), by),
+                             hn::Mul(hn::LoadU(d, x + i + kLanes), by));
+  };
+  IntV sum = hn::Zero(Ints());
+  for (int i = 0; i < n; i += 2 * kShortLanes)
+    sum = AddBytes<Byte>(
+        sum, StoreBytes(shorts(i), shorts(i + kShortLanes), bytes + i));
+  return sum;
 }
 
 // sum += codes * numbers over the 32 inner rows of a unit, in float or in
 // integers. numbers: for each row, those of the unit.
 template <int kBits, int kRows>
-HWY_INLINE void AddUnit(FloatV table, const uint32_t* unit,
-                        const float* const (&numbers)[kRows],
-                        FloatV (&sum)[Chains(kRows)][kSpan][kRows]) {
+HWY_INLINE void AddUnit(
+    FloatV table, const uint32_t* unit, const float* const (&numbers)[kRows],
+    FloatV (&sum)[Chains<kBits, FloatV>(kRows)][kSpan][kRows]) {
   Unroll<LaneBlock::kUnit>([&](auto i) KVMIX_KERNEL_LAMBDA {
-    constexpr int kChain = i % Chains(kRows);
+    constexpr int kChain = i % Chains<kBits, FloatV>(kRows);
     FloatV code[kSpan];
     for (int v = 0; v < kSpan; ++v)
       code[v] = FloatCode<kBits, i>(table, unit + v * kLanes);
@@ -193,12 +273,18 @@ HWY_INLINE void AddUnit(FloatV table, const uint32_t* unit,
 template <int kBits, int kRows, class Byte>
 HWY_INLINE void AddUnit(const uint32_t* unit,
                         const Byte* const (&numbers)[kRows],
-                        IntV (&sum)[Chains(kRows)][kSpan][kRows]) {
+                        IntV (&sum)[Chains<kBits, IntV>(kRows)][kSpan][kRows]) {
   Unroll<LaneBlock::kUnit / 4>([&](auto i) KVMIX_KERNEL_LAMBDA {
-    constexpr int kChain = i % Chains(kRows);
+    constexpr int kChain = i % Chains<kBits, IntV>(kRows);
     WordV codes[kSpan];
-    for (int v = 0; v < kSpan; ++v)
-      codes[v] = FourCodes<kBits, i>(unit + v * kLanes);
+    for (int v = 0; v < kSpan; ++v) {
+      if constexpr (kHighSums<kBits, IntV> && kChain % 2 == 1) {
+        codes[v] = hn::And(PlaneBits<2, 0, 4 * i, 2>(unit + v * kLanes),
+                           hn::Set(Words(), 0x0c0c0c0cu));
+      } else {
+        codes[v] = FourCodes<kBits, i>(unit + v * kLanes);
+      }
+    }
     for (int r = 0; r < kRows; ++r) {
       const WordV number = SetFour(numbers[r] + 4 * i);
       for (int v = 0; v < kSpan; ++v)
@@ -209,69 +295,45 @@ HWY_INLINE void AddUnit(const uint32_t* unit,
   });
 }
 
-template <class V, int kRows>
-HWY_INLINE void Clear(V (&sum)[Chains(kRows)][kSpan][kRows]) {
+template <class V, int kChains, int kRows>
+HWY_INLINE void Clear(V (&sum)[kChains][kSpan][kRows]) {
   for (auto& chain : sum)
     for (auto& vec : chain)
       for (V& v : vec) v = hn::Zero(hn::DFromV<V>());
 }
-template <class V, int kRows>
-HWY_INLINE V Total(const V (&sum)[Chains(kRows)][kSpan][kRows], int v, int r) {
+template <int kBits, class V, int kChains, int kRows>
+HWY_INLINE V Total(const V (&sum)[kChains][kSpan][kRows], int v, int r) {
   V total = sum[0][v][r];
-  for (int c = 1; c < Chains(kRows); ++c) total = hn::Add(total, sum[c][v][r]);
-  return total;
-}
-
-// Where the slices of a run lie.
-struct Slices {
-  Slices(const BlockRun& run, int per_block) {
-    int index = run.first_slice / per_block;
-    int part = run.first_slice % per_block;
-    for (int i = 0; i < run.num_slices; ++i) {
-      block[i] = run.block + index * run.stride;
-      in_block[i] = part;
-      if (++part == per_block) {
-        part = 0;
-        ++index;
-      }
+  if constexpr (kHighSums<kBits, V>) {
+    V high = sum[1][v][r];
+    for (int c = 2; c < kChains; c += 2) {
+      total = hn::Add(total, sum[c][v][r]);
+      high = hn::Add(high, sum[c + 1][v][r]);
     }
+    return hn::Add(total, hn::ShiftRight<2>(high));
+  } else {
+    for (int c = 1; c < kChains; ++c) total = hn::Add(total, sum[c][v][r]);
+    return total;
   }
-  const uint8_t* block[kMaxRunSlices];
-  int in_block[kMaxRunSlices];
-};
-
-HWY_INLINE BlockRun WithoutPrefetch(BlockRun run) {
-  run.ahead = 0;
-  return run;
 }
 
-// Prefetches, a few lines at a time: many at once would wait for each other.
+// Prefetches what lies ahead of a run's slices, scales included, each in parts:
+// many lines at once would wait for each other.
 class LinesAhead {
  public:
-  // Of [p, p + bytes), in `steps` steps.
-  LinesAhead(const void* p, int64_t bytes, int steps)
-      : next_(static_cast<const char*>(p)),
-        end_(next_ + bytes),
-        lines_((bytes + 64 * steps - 1) / (64 * steps)) {}
-  // What lies run.ahead bytes behind a run.
-  LinesAhead(const BlockRun& run, int per_block, int steps)
-      : LinesAhead(run.block + run.ahead + Offset(run, per_block, 0),
-                   run.ahead == 0 ? 0
-                                  : Offset(run, per_block, run.num_slices) -
-                                        Offset(run, per_block, 0),
-                   steps) {}
-  HWY_INLINE void Step() {
-    for (int64_t i = 0; i < lines_ && next_ < end_; ++i, next_ += 64)
-      PrefetchLine(next_);
+  LinesAhead(const LaneBlock& format, bool prefetch, int tokens_of_block,
+             int parts)
+      : slice_bytes_(format.bytes() * kSliceTokens / tokens_of_block),
+        part_bytes_(prefetch ? (slice_bytes_ / parts + 63) / 64 * 64 : 0) {}
+  HWY_INLINE void Step(const BlockSlice& slice, int part) const {
+    if (slice.ahead == 0) return;
+    const auto* first = reinterpret_cast<const char*>(slice.block) +
+                        slice.ahead + slice.index * slice_bytes_;
+    PrefetchLines(first + part * part_bytes_, part_bytes_);
   }
 
  private:
-  static int64_t Offset(const BlockRun& run, int per_block, int slices) {
-    return (run.first_slice + slices) * run.stride / per_block;
-  }
-  const char* next_;
-  const char* const end_;
-  const int64_t lines_;
+  const int64_t slice_bytes_, part_bytes_;
 };
 
 // body(std::integral_constant<int, k>, first) for rows [first, first + k),

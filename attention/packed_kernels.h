@@ -18,8 +18,9 @@ namespace kvmix {
 
 // Tokens that a kernel takes at a time.
 inline constexpr int kSliceTokens = 32;
-// No call may have more slices, or more rows.
-inline constexpr int kMaxRunSlices = 4;
+// No call may have more slices, or more rows. What a call does once, as finding
+// the largest scales, is worth many slices.
+inline constexpr int kMaxRunSlices = 16;
 inline constexpr int kMaxPackedRows = 8;
 
 // Fetches a line into the second-level cache. The first one has room for far
@@ -35,13 +36,16 @@ inline constexpr int kMaxPackedRows = 8;
   for (int64_t i = 0; i < bytes; i += 64) PrefetchLine(line + i);
 }
 
-// Consecutive slices of kSliceTokens tokens in blocks that follow one another.
+// kSliceTokens tokens of a block.
+struct BlockSlice {
+  const uint8_t* block;
+  int index;      // of the block's slices
+  int64_t ahead;  // prefetch this many bytes further on; 0: do not
+};
+// Slices whose tokens follow one another, of blocks in one format.
 struct BlockRun {
-  const uint8_t* block = nullptr;  // the first
-  int64_t stride = 0;              // bytes from block to block
-  int first_slice = 0;             // of the first block
   int num_slices = 0;
-  int64_t ahead = 0;  // prefetch this many bytes further on; 0: do not
+  BlockSlice slices[kMaxRunSlices];  // set up to num_slices
 };
 
 // scores [rows, stride], columns [0, num_slices * 32) = queries [rows, D] *
@@ -49,9 +53,9 @@ struct BlockRun {
 void ScoreBlocks(const LaneBlock& format, AttentionArithmetic arithmetic,
                  const BlockRun& run, const float* queries, int rows,
                  float* scores, int64_t stride);
-// Columns [0, 11 * num_blocks), of that many blocks.
-void ScoreElevens(const ElevenBlock& format, const BlockRun& blocks,
-                  int num_blocks, const float* queries, int rows, float* scores,
+// Columns [0, 11), of one block.
+void ScoreElevens(const ElevenBlock& format, const uint8_t* block,
+                  int64_t ahead, const float* queries, int rows, float* scores,
                   int64_t stride);
 // Columns [0, 32), of a page of keys [D, 32] in full precision.
 void ScorePage(NumberType type, const void* page, int head_dim, int64_t ahead,

@@ -162,6 +162,11 @@ class LayerAttention {
   int RowsOf(const Task& task) const {
     return static_cast<int>(task.num_queries) * GroupOf(task);
   }
+  // Whether a chunk has so few rows that kernels compute with the codes. It is
+  // the chunk's to say: of a long one, the last task may have as few.
+  bool IsPacked(const Task& task) const {
+    return batch_[task.item].num_tokens * GroupOf(task) <= kMaxPackedRows;
+  }
   // Tokens that query t of the chunk sees: [first, last).
   int64_t LastVisible(const AttentionItem& item, int kv_head, int64_t t) const {
     return item.cache->layer(layer_).keys[kv_head].num_tokens() -
@@ -212,7 +217,10 @@ void LayerAttention::Plan(int index) {
                 .kv_head = head,
                 .first_query = query,
                 .num_queries = std::min(step, item.num_tokens - query)};
-      const int64_t begin = FirstVisible(item, head, query);
+      int64_t begin = FirstVisible(item, head, query);
+      // Whole tiles, so that a window's tokens add up in an order that does not
+      // depend on the chunk.
+      if (!IsPacked(task)) begin -= begin % kTileTokens;
       const int64_t end = LastVisible(item, head, query + task.num_queries - 1);
       const bool split = begin / range != (end - 1) / range;
       if (split) splits_.push_back(static_cast<int64_t>(tasks_.size()));
@@ -247,7 +255,7 @@ void LayerAttention::PlanWalks() {
 void LayerAttention::Walk(int64_t walk) {
   const int64_t first = walk == 0 ? 0 : walks_[walk - 1];
   const Task& task = tasks_[first];
-  if (RowsOf(task) <= kMaxPackedRows) {
+  if (IsPacked(task)) {
     const KvCache::Layer& layer = batch_[task.item].cache->layer(layer_);
     const int head_dim = ShapeOf(task).head_dim;
     PrefetchTokens(layer.keys[task.kv_head], task.first_token, head_dim);
@@ -344,7 +352,7 @@ void LayerAttention::Attend(const Task& task) {
   std::fill_n(s.max(), rows, kNoScore);
   std::fill_n(s.sum(), rows, 0.0f);
   std::fill_n(s.out(), int64_t{rows} * head_dim, 0.0f);
-  if (rows <= kMaxPackedRows) {
+  if (IsPacked(task)) {
     AttendPacked(task, s);
   } else {
     AttendDecoded(task, s);

@@ -194,7 +194,7 @@ TEST(TransformerTest, ChunksAndSingleTokensGiveTheLogitsOfOnePass) {
     const auto model = Load(config, RandomWeights(config));
     const auto tokens = RandomTokens(config, 90);
     const std::vector<float> expected = LogitsOf(*model, tokens);
-    for (const size_t chunk : {1, 7, 64}) {
+    for (const size_t chunk : {1, 5, 7, 13, 33, 64}) {
       const auto cache = FullPrecisionCache(*model);
       std::vector<float> logits;
       for (size_t first = 0; first < tokens.size(); first += chunk) {

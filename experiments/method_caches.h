@@ -44,8 +44,11 @@ class MethodCaches {
 // Largest mean KL divergence, in nats, of a chunk's logits on the device from
 // those on the CPU that check_against takes for agreement. Where a key or a
 // value is rounded to another half, or to another code, logits differ by more
-// than rounding.
+// than rounding, and those of a few tokens by far more than the mean (codes of
+// one bit: 0.02 over 16 tokens). So a chunk of fewer than kComparedTokens is
+// judged together with what came before it.
 inline constexpr double kMaxDisagreement = 0.01;
+inline constexpr double kComparedTokens = 64;
 
 // MakeCache on a device; the eviction policy is the method's. Errors: of
 // DeviceModel::NewSequences, with the method's name.

@@ -4,6 +4,7 @@
 #define HWY_TARGET_INCLUDE "attention/attention_kernels.cc"
 #include "hwy/foreach_target.h"
 // After foreach_target.h.
+#include "attention/reduce-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -86,44 +87,8 @@ HWY_INLINE hn::Vec<Floats> Exp2(hn::Vec<Floats> x) {
                             hn::BitCast(d, hn::Add(hn::BitCast(di, p), power)));
 }
 
-// Rows that are reduced together: a reduction of one vector is a chain of steps
-// that each wait for the last.
+// Rows that are reduced together.
 constexpr int kTogether = 4;
-
-// out [kTogether] = all lanes of rows [kTogether], reduced.
-template <class Op>
-HWY_INLINE void Reduce([[maybe_unused]] Op op,
-                       const hn::Vec<Floats> (&rows)[kTogether], float* out) {
-#if HWY_TARGET == HWY_SCALAR
-  for (int r = 0; r < kTogether; ++r) out[r] = hn::GetLane(rows[r]);
-#else
-  const Floats d;
-  const hn::CappedTag<float, 4> d4;
-  // Interleaving two vectors and reducing the halves leaves two numbers of each
-  // in every block of 128 bits; once more, one number of each of four.
-  const auto halve = [&](hn::Vec<Floats> a, hn::Vec<Floats> b) HWY_ATTR {
-    return op(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b));
-  };
-  alignas(64) float blocks[kLanes];
-  hn::Store(halve(halve(rows[0], rows[2]), halve(rows[1], rows[3])), d, blocks);
-  auto total = hn::Load(d4, blocks);
-  for (int b = 4; b < kLanes; b += 4)
-    total = op(total, hn::Load(d4, blocks + b));
-  hn::Store(total, d4, out);
-#endif
-}
-struct MaxOp {
-  template <class V>
-  HWY_INLINE V operator()(V a, V b) const {
-    return hn::Max(a, b);
-  }
-};
-struct AddOp {
-  template <class V>
-  HWY_INLINE V operator()(V a, V b) const {
-    return hn::Add(a, b);
-  }
-};
 
 // Of kRows rows.
 template <int kRows>
@@ -139,7 +104,8 @@ HWY_INLINE void SoftmaxRows(float* scores, int64_t stride, int padded,
     for (int r = 0; r < kRows; ++r)
       highest[r] = hn::Max(highest[r], hn::Load(d, scores + r * stride + t));
   alignas(64) float now[kTokenStep] = {}, change[kTokenStep] = {};
-  Reduce(MaxOp(), highest, now);
+  reduce::ReduceFour(d, reduce::MaxOp(), highest[0], highest[1], highest[2],
+                     highest[3], now);
   for (int r = 0; r < kRows; ++r) {
     highest[r] = hn::Set(d, now[r]);
     change[r] = max[r] - now[r];
@@ -153,7 +119,8 @@ HWY_INLINE void SoftmaxRows(float* scores, int64_t stride, int padded,
       total[r] = hn::Add(total[r], w);
     }
   }
-  Reduce(AddOp(), total, now);
+  reduce::ReduceFour(d, reduce::AddOp(), total[0], total[1], total[2], total[3],
+                     now);
   for (int i = 0; i < kTogether; i += kLanes)
     hn::Store(Exp2(hn::Load(d, change + i)), d, change + i);
   for (int r = 0; r < kRows; ++r) {

@@ -354,48 +354,79 @@ TEST(AttentionInt8Test, ErrorIsASmallShareOfTheQuantizationError) {
   }
 }
 
+// One head over 4-bit keys and values [n, kHeadDim], the last token the chunk.
+struct OneHead {
+  static constexpr int kHeadDim = 64;
+  static constexpr float kScale = 1.0f / 8;
+
+  void Append(const std::vector<float>& keys,
+              const std::vector<float>& values) {
+    CachePlan plan;
+    *plan.add_layer()->mutable_key() = PerChannel(4, 32);
+    *plan.mutable_layer(0)->mutable_value() = PerToken(4, 32);
+    ASSERT_OK_AND_ASSIGN(
+        cache, KvCache::Create(
+                   {.num_layers = 1, .num_kv_heads = 1, .head_dim = kHeadDim},
+                   plan, std::make_shared<KeepRecent>(KeepRecentOptions{}),
+                   std::make_shared<KeepAll>()));
+    const int64_t before = static_cast<int64_t>(keys.size()) / kHeadDim - 1;
+    ASSERT_OK(cache->Append(0, before, keys.data(), values.data()));
+    ASSERT_OK(cache->FinishChunk(0));
+    ASSERT_OK(cache->Append(0, 1, keys.data() + before * kHeadDim,
+                            values.data() + before * kHeadDim));
+  }
+  // In integers.
+  std::vector<double> Attend(const std::vector<float>& queries) const {
+    std::vector<float> out(kHeadDim);
+    const AttentionItem item{.cache = cache.get(),
+                             .num_tokens = 1,
+                             .queries = queries.data(),
+                             .out = out.data()};
+    ThreadPool threads(1);
+    Attention(0, {&item, 1},
+              {.num_heads = 1,
+               .scale = kScale,
+               .arithmetic = AttentionArithmetic::kInt8},
+              threads);
+    return {out.begin(), out.end()};
+  }
+  std::vector<double> Expected(const std::vector<float>& queries) const {
+    const ReferenceAttention reference{.num_heads = 1,
+                                       .num_kv_heads = 1,
+                                       .head_dim = kHeadDim,
+                                       .scale = kScale};
+    std::vector<double> ignored;
+    return reference(queries, Stored(cache->layer(0).keys, kHeadDim),
+                     Stored(cache->layer(0).values, kHeadDim), &ignored);
+  }
+
+  std::unique_ptr<KvCache> cache;
+};
+
 // A later tile whose scores lie 2^-117 to 2^-129 below the first one's: the
 // largest weights are near the least float, whose inverse is none, and some are
 // 0.
 TEST(AttentionInt8Test, WeightsNearTheLeastFloatStayNumbers) {
-  constexpr int kHeadDim = 64, kTokens = 257;
-  CachePlan plan;
-  *plan.add_layer()->mutable_key() = PerChannel(4, 32);
-  *plan.mutable_layer(0)->mutable_value() = PerToken(4, 32);
-  ASSERT_OK_AND_ASSIGN(
-      auto cache,
-      KvCache::Create(
-          {.num_layers = 1, .num_kv_heads = 1, .head_dim = kHeadDim}, plan,
-          std::make_shared<KeepRecent>(KeepRecentOptions{}),
-          std::make_shared<KeepAll>()));
+  // Tokens of the first tile, and of that one.
+  constexpr int kHeadDim = OneHead::kHeadDim, kFirst = kPackedTile,
+                kTokens = kFirst + 129;
   std::vector<float> keys(kTokens * kHeadDim);
   for (int t = 0; t < kTokens; ++t)
     for (int d = 0; d < kHeadDim; ++d)
       keys[t * kHeadDim + d] =
-          t < 128 ? 1.0f : -1.0f + 0.1f * static_cast<float>(t % 3 - 1);
+          t < kFirst ? 1.0f : -1.0f + 0.1f * static_cast<float>(t % 3 - 1);
   const std::vector<float> values = Normals(kTokens * kHeadDim, 3);
-  ASSERT_OK(cache->Append(0, kTokens - 1, keys.data(), values.data()));
-  ASSERT_OK(cache->FinishChunk(0));
-  ASSERT_OK(cache->Append(0, 1, keys.data() + (kTokens - 1) * kHeadDim,
-                          values.data() + (kTokens - 1) * kHeadDim));
+  OneHead head;
+  ASSERT_NO_FATAL_FAILURE(head.Append(keys, values));
   // Scores in base 2: 62 and about -62.
   const std::vector<float> queries(kHeadDim, 62 / (8 * 1.4427f));
-  std::vector<float> out(kHeadDim);
-  const AttentionItem item{.cache = cache.get(),
-                           .num_tokens = 1,
-                           .queries = queries.data(),
-                           .out = out.data()};
-  ThreadPool threads(1);
   for (int64_t target : testing::InstructionSets()) {
     const Forced forced(target);
-    Attention(0, {&item, 1},
-              {.num_heads = 1,
-               .scale = 1.0f / 8,
-               .arithmetic = AttentionArithmetic::kInt8},
-              threads);
+    const std::vector<double> out = head.Attend(queries);
     for (int d = 0; d < kHeadDim; ++d) {
-      double mean = 0;  // of the first 128 values
-      for (int t = 0; t < 128; ++t) mean += values[t * kHeadDim + d] / 128;
+      double mean = 0;  // of the first tile's values
+      for (int t = 0; t < kFirst; ++t)
+        mean += values[t * kHeadDim + d] / kFirst;
       EXPECT_NEAR(out[d], mean, 0.05) << hwy::TargetName(target);
     }
   }
@@ -405,52 +436,23 @@ TEST(AttentionInt8Test, WeightsNearTheLeastFloatStayNumbers) {
 // value, whose scale is the least one of the run. The others' small weights
 // times their large scales are what the output consists of.
 TEST(AttentionInt8Test, TokensBesideASinkKeepTheirWeights) {
-  constexpr int kHeadDim = 64, kTokens = 513;
-  CachePlan plan;
-  *plan.add_layer()->mutable_key() = PerChannel(4, 32);
-  *plan.mutable_layer(0)->mutable_value() = PerToken(4, 32);
-  ASSERT_OK_AND_ASSIGN(
-      auto cache,
-      KvCache::Create(
-          {.num_layers = 1, .num_kv_heads = 1, .head_dim = kHeadDim}, plan,
-          std::make_shared<KeepRecent>(KeepRecentOptions{}),
-          std::make_shared<KeepAll>()));
+  constexpr int kHeadDim = OneHead::kHeadDim, kTokens = 513;
   std::vector<float> keys = Normals(kTokens * kHeadDim, 5);
   std::vector<float> values = Normals(kTokens * kHeadDim, 6);
   for (int d = 0; d < kHeadDim; ++d) {
     keys[d] = 4;  // the sink
     values[d] *= 1e-3f;
   }
-  ASSERT_OK(cache->Append(0, kTokens - 1, keys.data(), values.data()));
-  ASSERT_OK(cache->FinishChunk(0));
-  ASSERT_OK(cache->Append(0, 1, keys.data() + (kTokens - 1) * kHeadDim,
-                          values.data() + (kTokens - 1) * kHeadDim));
+  OneHead head;
+  ASSERT_NO_FATAL_FAILURE(head.Append(keys, values));
   const std::vector<float> queries(kHeadDim, 0.33f);
-  std::vector<float> out(kHeadDim);
-  const AttentionItem item{.cache = cache.get(),
-                           .num_tokens = 1,
-                           .queries = queries.data(),
-                           .out = out.data()};
-  std::vector<double> ignored;
-  const std::vector<double> expected = ReferenceAttention{.num_heads = 1,
-                                                          .num_kv_heads = 1,
-                                                          .head_dim = kHeadDim,
-                                                          .scale = 1.0 / 8}(
-      queries, Stored(cache->layer(0).keys, kHeadDim),
-      Stored(cache->layer(0).values, kHeadDim), &ignored);
+  const std::vector<double> expected = head.Expected(queries);
   const std::vector<double> nothing(kHeadDim);
-  ThreadPool threads(1);
   for (int64_t target : testing::InstructionSets()) {
     const Forced forced(target);
-    Attention(0, {&item, 1},
-              {.num_heads = 1,
-               .scale = 1.0f / 8,
-               .arithmetic = AttentionArithmetic::kInt8},
-              threads);
-    const std::vector<double> actual(out.begin(), out.end());
-    const double error =
-        Distance(actual, expected) / Distance(expected, nothing);
-    EXPECT_LT(error, 0.03) << hwy::TargetName(target);
+    EXPECT_LT(Distance(head.Attend(queries), expected),
+              0.03 * Distance(expected, nothing))
+        << hwy::TargetName(target);
   }
 }
 

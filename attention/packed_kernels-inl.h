@@ -13,6 +13,7 @@
 
 #include "attention/full_precision-inl.h"
 #include "attention/packed_kernels.h"
+#include "attention/reduce-inl.h"
 #include "hwy/highway.h"
 #include "quant/lane_codes-inl.h"
 
@@ -21,6 +22,9 @@ namespace kvmix {
 namespace HWY_NAMESPACE {
 namespace packed {
 using namespace lane_codes;  // NOLINT
+using reduce::AddOp;
+using reduce::MaxOp;
+using reduce::ReduceFour;
 
 // Vectors of a slice that are computed together: as many as registers hold.
 constexpr int kSpan = 2;
@@ -34,8 +38,10 @@ constexpr float kMiddle = ((1 << kBits) - 1) / 2.0f;
 // Whether every other sum is of codes where they lie, two bits up: a shift
 // less, where there are registers for twice as many sums.
 template <int kBits, class V>
-constexpr bool kHighSums = kBits == 2 && std::is_same_v<V, IntV>&& HWY_TARGET <=
-                                             HWY_AVX3&& HWY_ARCH_X86;
+constexpr bool kHighSums = (kBits == 2) &&
+                           (std::is_same_v<V, IntV>)&&(HWY_TARGET <=
+                                                       HWY_AVX3) &&
+                           (HWY_ARCH_X86);
 // Sums kept apart, so that a multiply-add need not wait for the last one.
 template <int kBits, class V>
 constexpr int Chains(int rows) {
@@ -163,21 +169,7 @@ HWY_INLINE FloatV ToFloats(HalfBitsV bits) {
   return LoadHalf(half);
 }
 
-struct AddOp {
-  template <class V>
-  HWY_INLINE V operator()(V a, V b) const {
-    return hn::Add(a, b);
-  }
-};
-struct MaxOp {
-  template <class V>
-  HWY_INLINE V operator()(V a, V b) const {
-    return hn::Max(a, b);
-  }
-};
-
-// Up to kMany vectors that are reduced together: a reduction of one vector is a
-// chain of steps that each wait for the last.
+// Up to kMany vectors that are reduced together.
 constexpr int kMany = 16;
 struct ManyVectors {
   alignas(64) float lanes[kMany][kLanes];
@@ -185,34 +177,17 @@ struct ManyVectors {
   HWY_INLINE FloatV Get(int i) const { return hn::Load(Floats(), lanes[i]); }
 };
 
-#if HWY_TARGET == HWY_SCALAR
-template <class Op>
-HWY_INLINE void ReduceMany(Op, const ManyVectors& v, int n, float* out) {
-  for (int i = 0; i < n; ++i) out[i] = v.lanes[i][0];
-}
-#else
 // out [i] = all lanes of vector i, for i in [0, n); writes kMany numbers.
 template <class Op>
 HWY_INLINE void ReduceMany(Op op, const ManyVectors& v, int n, float* out) {
-  const Floats d;
-  const hn::CappedTag<float, 4> d4;
-  // Interleaving two vectors and reducing the halves leaves two numbers of
-  // each in every block of 128 bits; once more, one number of each of four.
-  const auto halve = [&](FloatV a, FloatV b) KVMIX_KERNEL_LAMBDA {
-    return op(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b));
-  };
   for (int i = 0; i < n; i += 4) {
-    const FloatV four =
-        halve(halve(v.Get(i), v.Get(i + 2)), halve(v.Get(i + 1), v.Get(i + 3)));
-    alignas(64) float blocks[kLanes];
-    hn::Store(four, d, blocks);
-    auto total = hn::Load(d4, blocks);
-    for (int b = 4; b < kLanes; b += 4)
-      total = op(total, hn::Load(d4, blocks + b));
-    hn::Store(total, d4, out + i);
+    const auto get = [&](int j) KVMIX_KERNEL_LAMBDA {
+      return v.Get(j < n ? j : i);  // none that was not set
+    };
+    ReduceFour(Floats(), op, get(i), get(i + 1), get(i + 2), get(i + 3),
+               out + i);
   }
 }
-#endif
 
 // How numbers are rounded to bytes: number = step * byte, about.
 struct Rounding {
